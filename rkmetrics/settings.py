@@ -1,0 +1,502 @@
+"""Settings: one row for each, and the frozen value that the rest of the package is handed.
+
+`Settings.from_env(mapping)` is pure; only `runtime.py` and `cli.py` (and a Registry made without settings) pass it the
+environment. Names and help stand in SETTINGS, defaults and types in the dataclass: the manual's page, the errors and
+`rkmetrics settings show` are made from the two. An empty or blank value counts as unset, since compose files and charts
+pass variables on that way. Written by hand because the libraries for it cost 50 to 120 ms at import, and their errors
+name either the variable or the value, not both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import Any, Literal, NamedTuple
+
+from rkmetrics.errors import SettingsError
+
+__all__ = ["GROUPS", "SETTINGS", "Secret", "Setting", "Settings"]
+
+PREFIX = "RKMETRICS_"
+TRUE = frozenset({"1", "true", "yes", "on"})
+FALSE = frozenset({"0", "false", "no", "off"})
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s,]+@")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
+DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+DAY_SECONDS = 86_400
+
+
+class Secret:
+    """Bytes that no repr, str, format or log shows; only `reveal()` hands them out."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: bytes) -> None:
+        self._value = value
+
+    def reveal(self) -> bytes:
+        """Return the secret itself; the caller keeps it out of logs and answers."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        from hmac import compare_digest  # imports hashlib: kept off the path of `import rkmetrics`
+
+        return compare_digest(self._value, other._value)
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+# --- parsers: text in, value out; a ValueError becomes a SettingsError that says `expected` ---------------------------
+
+
+class Parser(NamedTuple):
+    """How the text of one variable becomes a value, and how to say what is expected."""
+
+    expected: str
+    parse: Callable[[str], Any]
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _flag(text: str) -> bool:
+    lowered = text.lower()
+    _require(lowered in TRUE or lowered in FALSE)
+    return lowered in TRUE
+
+
+def _text(text: str) -> str:
+    _require(CONTROL.search(text) is None)
+    return text
+
+
+def _word(text: str) -> str:
+    _require(not any(character.isspace() for character in text))
+    return _text(text)
+
+
+def _secret(text: str) -> Secret:
+    # The bytes of the environment as they are: os.environ decodes with surrogateescape.
+    return Secret(_text(text).encode("utf-8", "surrogateescape"))
+
+
+def _url_path(text: str) -> str:
+    _require(text.startswith("/"))
+    return "/" + _word(text).strip("/")
+
+
+def one_of(*values: str) -> Parser:
+    """One of a few words, in any case."""
+
+    def parse(text: str) -> str:
+        _require(text.lower() in values)
+        return text.lower()
+
+    return Parser(f"one of: {', '.join(values)}", parse)
+
+
+def whole(low: int, high: int) -> Parser:
+    """A whole number from low to high, in ASCII digits."""
+
+    def parse(text: str) -> int:
+        _require(text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high)
+        return int(text)
+
+    return Parser(f"a whole number from {low} to {high}", parse)
+
+
+def seconds(low: float, high: float) -> Parser:
+    """A duration: a number of seconds, or a number with ms, s, m or h."""
+
+    def parse(text: str) -> float:
+        match = DURATION.fullmatch(text.lower())
+        _require(match is not None)
+        assert match is not None
+        value = float(match[1]) * DURATION_UNITS[match[2]]
+        _require(low <= value <= high)
+        return value
+
+    return Parser(f"seconds from {low:g} to {high:g} (or with a unit: 500ms, 30s, 2m)", parse)
+
+
+def url(*schemes: str) -> Parser:
+    """A URL of one of the schemes, with a host."""
+
+    def parse(text: str) -> str:
+        scheme, separator, rest = _word(text).partition("://")
+        _require(bool(separator) and scheme.lower() in schemes and not rest.startswith(("/", ":")) and rest != "")
+        return text.rstrip("/")
+
+    return Parser(f"a URL such as {schemes[0]}://host:port", parse)
+
+
+def many(parser: Parser) -> Parser:
+    """Several, separated by commas."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(parser.parse(part.strip()) for part in text.split(",") if part.strip())
+
+    return Parser(f"{parser.expected}, several separated by commas", parse)
+
+
+FLAG = Parser("1, true, yes or on; 0, false, no or off", _flag)
+TEXT = Parser("text without control characters", _text)
+HOST = Parser("a host name or an IP address", _word)
+NAME = Parser("a name without spaces", _word)
+SECRET = Parser("one line without control characters", _secret)
+URL_PATH = Parser("a path that begins with /", _url_path)
+PORT = whole(0, 65_535)
+COUNT = whole(1, 1_000_000)
+TIMEOUT = seconds(0.001, 3_600)
+
+
+# --- the values -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the package is run with; `Settings()` is the defaults, `Settings.from_env(os.environ)` the environment's.
+
+    None: not set, where the absence means something (a host is then detected, NATS is left alone in tcp mode).
+    """
+
+    metrics_enabled: bool = False
+    metrics_token: Secret | None = None
+    metrics_token_previous: Secret | None = None
+    metrics_token_file: str | None = None
+    metrics_access: Literal["token", "open"] = "token"
+    inspect_token: Secret | None = None
+    host: str = "127.0.0.1"
+    port: int = 9090
+    shared_dir: str | None = None
+    max_actor_names: int = 200
+    pure_python: bool = False
+    kv_plane: Literal["auto", "nats", "off"] = "auto"
+    request_plane: Literal["tcp", "http", "nats"] = "tcp"
+    wire: Literal["0.7", "0.8", "0.9"] = "0.8"
+    namespace: str = "dynamo"
+    nats_server: str | None = dataclass_field(default=None, repr=False)  # URLs may carry credentials
+    etcd_endpoints: tuple[str, ...] = dataclass_field(default=(), repr=False)
+    tcp_rpc_host: str | None = None
+    tcp_rpc_port: int = 0
+    tcp_max_message_size_bytes: int = 33_554_432
+    tcp_request_timeout_seconds: float = 10.0
+    tcp_pool_size: int = 50
+    tcp_connect_timeout_seconds: float = 3.0
+    tcp_channel_buffer: int = 100
+    http_rpc_host: str | None = None
+    http_rpc_port: int = 8888
+    http_rpc_root_path: str = "/v1/rpc"
+    http_request_timeout_seconds: float = 5.0
+    http2_max_frame_size_bytes: int = 1_048_576
+    http2_max_concurrent_streams: int = 1_000
+    http2_pool_max_idle_per_host: int = 100
+    http2_pool_idle_timeout_seconds: float = 90.0
+    http2_keep_alive_interval_seconds: float = 30.0
+    http2_keep_alive_timeout_seconds: float = 10.0
+    http2_adaptive_window: bool = True
+    load_balancers: tuple[str, ...] = dataclass_field(default=(), repr=False)
+    announce_interval_seconds: float = 30.0
+    metrics_port: int | None = None
+    health_check_interval_seconds: float = 5.0
+    health_check_timeout_seconds: float = 2.0
+    health_check_path: str = "/metrics"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the variables of a mapping. Raises SettingsError on a bad value or an unknown RKMETRICS_* name."""
+        _refuse_unknown(environ)
+        found = ((setting, setting.find(environ)) for setting in SETTINGS)
+        return cls(**{setting.field: setting.read(*pair) for setting, pair in found if pair is not None})
+
+    @property
+    def nats_url(self) -> str:
+        """Where NATS is when it is wanted; ask `nats_server is not None` to know whether somebody named it."""
+        return self.nats_server or "nats://localhost:4222"
+
+
+class Setting(NamedTuple):
+    """One row: field of Settings, variable, how it is read, and what the manual says about it."""
+
+    field: str
+    variable: str
+    parser: Parser
+    help: str
+    group: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def default(self) -> Any:
+        return Settings.__dataclass_fields__[self.field].default
+
+    @property
+    def unit(self) -> str:
+        """The unit that the field's name ends in, or an empty string."""
+        last = self.field.rpartition("_")[2]
+        return last if last in ("seconds", "bytes") else ""
+
+    @property
+    def secret(self) -> bool:
+        return self.parser is SECRET
+
+    def find(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
+        """Return the variable that sets this and its text; the name itself wins over an alias."""
+        for name in (self.variable, *self.aliases):
+            if text := environ.get(name, "").strip():
+                return name, text
+        return None
+
+    def read(self, name: str, text: str) -> Any:
+        try:
+            return self.parser.parse(text)
+        except ValueError:
+            # From None: the ValueError of a parser could carry a part of a secret.
+            raise SettingsError(name, mask(text), self.parser.expected, secret=self.secret) from None
+
+    def show(self, settings: Settings) -> str:
+        """Return the value as a person may see it: secrets and the credentials of URLs masked."""
+        value = getattr(settings, self.field)
+        if value is None:
+            return ""
+        if isinstance(value, bool):
+            return "1" if value else "0"
+        if isinstance(value, tuple):
+            return mask(",".join(str(part) for part in value))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return f"{value:g}" if isinstance(value, float) else mask(str(value))
+
+
+def mask(text: str) -> str:
+    """Hide the user and password of each URL in text."""
+    return CREDENTIALS.sub("<secret>@", text)
+
+
+def _refuse_unknown(environ: Iterable[str]) -> None:
+    known = {name for setting in SETTINGS for name in (setting.variable, *setting.aliases)}
+    for name in environ:
+        if name.startswith(PREFIX) and name not in known:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, sorted(known), n=1)
+            mend = f"did you mean {near[0]}?" if near else "`rkmetrics settings show` lists the names"
+            # The value may be a secret under a misspelt name, so it is not shown.
+            raise SettingsError(name, None, f"the name of a setting; {mend}", secret=True)
+
+
+# Group to what the manual says above its table.
+GROUPS: Mapping[str, str] = {
+    "Access to metrics": "Who may read `/metrics` and what is behind the same gate.",
+    "Exporter": "Where the exporter listens and what it holds.",
+    "Request plane": (
+        "Read and checked at start already, so that a deployment's variables can be tested; the planes themselves "
+        "are not part of this release."
+    ),
+    "Discovery": "Read and checked at start already; announcing and health checks are not part of this release.",
+}
+_ACCESS, _EXPORTER, _PLANE, _DISCOVERY = GROUPS
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "metrics_enabled",
+        "METRICS_ENABLED",
+        FLAG,
+        "Serve metrics. They stay closed without a usable token.",
+        _ACCESS,
+        aliases=("RIVETKIT_METRICS_ENABLED",),
+    ),
+    Setting(
+        "metrics_token",
+        "METRICS_TOKEN",
+        SECRET,
+        "The bearer token that a scraper shows.",
+        _ACCESS,
+        aliases=("RIVETKIT_METRICS_TOKEN",),
+    ),
+    Setting(
+        "metrics_token_previous",
+        "METRICS_TOKEN_PREVIOUS",
+        SECRET,
+        "A second token that is still valid while tokens are rotated.",
+        _ACCESS,
+    ),
+    Setting(
+        "metrics_token_file",
+        "METRICS_TOKEN_FILE",
+        TEXT,
+        "A file with the token on its first line and, during rotation, the previous one on its second; "
+        "read again when it changes.",
+        _ACCESS,
+    ),
+    Setting(
+        "metrics_access",
+        "METRICS_ACCESS",
+        one_of("token", "open"),
+        "`open` serves metrics to everybody, without a token.",
+        _ACCESS,
+    ),
+    Setting("inspect_token", "RKMETRICS_INSPECT_TOKEN", SECRET, "The token of the inspect routes.", _ACCESS),
+    Setting("host", "RKMETRICS_HOST", HOST, "The address that `rkmetrics serve` and `rk.serve()` bind.", _EXPORTER),
+    Setting("port", "RKMETRICS_PORT", PORT, "Its port; 0 takes a free one.", _EXPORTER),
+    Setting(
+        "shared_dir",
+        "RKMETRICS_SHARED_DIR",
+        TEXT,
+        "A folder in which the worker processes of one service share their cells. Unset: each process has its own.",
+        _EXPORTER,
+    ),
+    Setting(
+        "max_actor_names",
+        "RKMETRICS_MAX_ACTOR_NAMES",
+        COUNT,
+        "How many actor names get series of their own; later ones are counted as `__other__`.",
+        _EXPORTER,
+    ),
+    Setting(
+        "pure_python",
+        "RKMETRICS_PURE_PYTHON",
+        FLAG,
+        "Use the Python cells even where the native ones are built.",
+        _EXPORTER,
+    ),
+    Setting(
+        "kv_plane",
+        "RKMETRICS_KV_PLANE",
+        one_of("auto", "nats", "off"),
+        "Where KV metrics and events are published: `auto` follows the request plane.",
+        _PLANE,
+    ),
+    Setting("request_plane", "DYN_REQUEST_PLANE", one_of("tcp", "http", "nats"), "How requests travel.", _PLANE),
+    Setting("wire", "DYN_WIRE", one_of("0.7", "0.8", "0.9"), "The Dynamo version whose wire forms are spoken.", _PLANE),
+    Setting("namespace", "DYN_NAMESPACE", NAME, "The Dynamo namespace.", _PLANE),
+    Setting(
+        "nats_server",
+        "NATS_SERVER",
+        url("nats", "tls", "ws", "wss"),
+        "The NATS server; nats mode takes nats://localhost:4222 when it is unset, tcp mode then uses no NATS at all.",
+        _PLANE,
+    ),
+    Setting(
+        "etcd_endpoints",
+        "ETCD_ENDPOINTS",
+        many(url("http", "https")),
+        "The etcd servers. Unset: etcd is not used.",
+        _PLANE,
+    ),
+    Setting("tcp_rpc_host", "DYN_TCP_RPC_HOST", HOST, "The address of the tcp plane. Unset: detected.", _PLANE),
+    Setting("tcp_rpc_port", "DYN_TCP_RPC_PORT", PORT, "Its port; 0 takes a free one, which is then announced.", _PLANE),
+    Setting(
+        "tcp_max_message_size_bytes",
+        "DYN_TCP_MAX_MESSAGE_SIZE",
+        whole(1_024, 2**31 - 1),
+        "The largest message of the tcp plane.",
+        _PLANE,
+    ),
+    Setting("tcp_request_timeout_seconds", "DYN_TCP_REQUEST_TIMEOUT", TIMEOUT, "How long a request may take.", _PLANE),
+    Setting("tcp_pool_size", "DYN_TCP_POOL_SIZE", COUNT, "Connections kept to each instance.", _PLANE),
+    Setting("tcp_connect_timeout_seconds", "DYN_TCP_CONNECT_TIMEOUT", TIMEOUT, "How long connecting may take.", _PLANE),
+    Setting("tcp_channel_buffer", "DYN_TCP_CHANNEL_BUFFER", COUNT, "Requests that may wait on one connection.", _PLANE),
+    Setting("http_rpc_host", "DYN_HTTP_RPC_HOST", HOST, "The address of the http plane. Unset: detected.", _PLANE),
+    Setting(
+        "http_rpc_port", "DYN_HTTP_RPC_PORT", PORT, "Its port; 0 takes a free one, which is then announced.", _PLANE
+    ),
+    Setting(
+        "http_rpc_root_path", "DYN_HTTP_RPC_ROOT_PATH", URL_PATH, "The path under which endpoints are served.", _PLANE
+    ),
+    Setting(
+        "http_request_timeout_seconds", "DYN_HTTP_REQUEST_TIMEOUT", TIMEOUT, "How long a request may take.", _PLANE
+    ),
+    # RFC 9113, section 6.5.2: a frame is between 2**14 and 2**24 - 1 bytes, a stream count fits in 31 bits.
+    Setting(
+        "http2_max_frame_size_bytes",
+        "DYN_HTTP2_MAX_FRAME_SIZE",
+        whole(2**14, 2**24 - 1),
+        "The largest HTTP/2 frame.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_max_concurrent_streams",
+        "DYN_HTTP2_MAX_CONCURRENT_STREAMS",
+        whole(1, 2**31 - 1),
+        "HTTP/2 streams at once on one connection.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_pool_max_idle_per_host",
+        "DYN_HTTP2_POOL_MAX_IDLE_PER_HOST",
+        whole(0, 1_000_000),
+        "Idle connections kept for each host.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_pool_idle_timeout_seconds",
+        "DYN_HTTP2_POOL_IDLE_TIMEOUT_SECS",
+        seconds(0.001, DAY_SECONDS),
+        "When an idle connection is closed.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_keep_alive_interval_seconds",
+        "DYN_HTTP2_KEEP_ALIVE_INTERVAL_SECS",
+        seconds(0.001, DAY_SECONDS),
+        "How often an HTTP/2 connection is pinged.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_keep_alive_timeout_seconds",
+        "DYN_HTTP2_KEEP_ALIVE_TIMEOUT_SECS",
+        TIMEOUT,
+        "How long the answer may take.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_adaptive_window", "DYN_HTTP2_ADAPTIVE_WINDOW", FLAG, "Let HTTP/2 size its flow-control window.", _PLANE
+    ),
+    Setting(
+        "load_balancers",
+        "RKMETRICS_LOAD_BALANCERS",
+        many(url("http", "https")),
+        "The load balancers to which this process announces itself.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "announce_interval_seconds",
+        "RKMETRICS_ANNOUNCE_INTERVAL",
+        seconds(0.1, DAY_SECONDS),
+        "How often it does, give or take the jitter.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "metrics_port",
+        "RKMETRICS_METRICS_PORT",
+        whole(1, 65_535),
+        "The metrics port that is announced. Unset: the one that is bound.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "health_check_interval_seconds",
+        "RKMETRICS_HEALTH_CHECK_INTERVAL",
+        seconds(0.1, DAY_SECONDS),
+        "How often a balancer checks each backend.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "health_check_timeout_seconds",
+        "RKMETRICS_HEALTH_CHECK_TIMEOUT",
+        TIMEOUT,
+        "How long a check may take.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "health_check_path", "RKMETRICS_HEALTH_CHECK_PATH", URL_PATH, "The path that a check asks for.", _DISCOVERY
+    ),
+)
