@@ -17,7 +17,20 @@ from typing import Any, Literal, NamedTuple
 
 from rkmetrics.errors import SettingsError
 
-__all__ = ["GROUPS", "SETTINGS", "Secret", "Setting", "Settings"]
+__all__ = [
+    "GROUPS",
+    "SETTINGS",
+    "Parser",
+    "Secret",
+    "Setting",
+    "Settings",
+    "many",
+    "mask",
+    "one_of",
+    "seconds",
+    "url",
+    "whole",
+]
 
 PREFIX = "RKMETRICS_"
 TRUE = frozenset({"1", "true", "yes", "on"})

@@ -23,7 +23,9 @@ def forbidden(source: str) -> list[str]:
 
 
 def test_the_package_runs_nothing_that_it_reads(root: Path) -> None:
-    found = {str(path.relative_to(root)): forbidden(path.read_text()) for path in sorted(root.glob("rkmetrics/**/*.py"))}
+    found = {
+        str(path.relative_to(root)): forbidden(path.read_text()) for path in sorted(root.glob("rkmetrics/**/*.py"))
+    }
     assert {path: names for path, names in found.items() if names} == {}
 
 
