@@ -1,0 +1,121 @@
+"""Requests, answers and rows of the route table as values. Pure: no socket, no event loop, no framework.
+
+Bytes stay bytes: a header is what came over the wire, so that no byte of it can fail to decode (reliability, T4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from rkmetrics.exposition.base import Coding, Format
+
+__all__ = ["COMMON_HEADERS", "Headers", "Rendering", "Request", "Response", "Route", "json_response", "text_response"]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Surface = TypeVar("Surface")
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+# On every answer. No cache keeps what a token opened, and no cache mixes up what differs by these headers (T11). There
+# is no CORS header, on purpose: no page of another origin reads metrics.
+COMMON_HEADERS: Headers = (
+    (b"cache-control", b"no-store"),
+    (b"vary", b"Accept, Accept-Encoding, Authorization"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. path: decoded, relative to where the routes are mounted; query: raw, without "?"."""
+
+    method: str
+    path: str
+    query: bytes = field(default=b"", repr=False)  # clients put credentials there too
+    headers: Headers = field(default=(), repr=False)
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Return the value of every header of that (lower-case) name, without the white space around it.
+
+        RFC 9110, 5.5: "A field value does not include leading or trailing whitespace".
+        """
+        return [value.strip(b" \t") for key, value in self.headers if key.lower() == name]
+
+    def combined(self, name: bytes) -> bytes | None:
+        """Return the value of a list header, its lines joined by commas (RFC 9110, 5.3); None without such a header."""
+        values = self.values(name)
+        return b", ".join(values) if values else None
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Return names and values of the query, percent-decoded; bytes that decode to nothing stay as they are."""
+        pairs = (part.partition(b"=") for part in self.query.split(b"&") if part)
+        return [(_unquote(name), _unquote(value)) for name, _, value in pairs]
+
+
+def _unquote(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" "))
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer, complete; who sends it leaves the body out for HEAD."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+    headers: Headers = ()
+
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return all headers, names in lower case, with the length of the body."""
+        length = b"%d" % len(self.body)
+        return [
+            (b"content-type", self.content_type.encode("latin-1")),
+            (b"content-length", length),
+            *COMMON_HEADERS,
+            *self.headers,
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """An exposition that is still to be rendered: who speaks HTTP does it off its event loop, then sends `response`."""
+
+    format: Format
+    coding: Coding
+    names: frozenset[str] | None
+
+    def response(self, body: bytes) -> Response:
+        """Return the answer around the rendered body."""
+        coded = () if self.coding.name == "identity" else ((b"content-encoding", self.coding.name.encode()),)
+        return Response(200, body, self.format.content_type, coded)
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Generic[Surface]):
+    """One row of the route table.
+
+    name: the value of the `route` label. gated: it shows metrics, so a token is asked for.
+    """
+
+    path: str
+    name: str
+    answer: Callable[[Surface, Request], Response | Rendering]
+    gated: bool
+    methods: tuple[str, ...] = ("GET", "HEAD")
+
+
+def text_response(status: int, text: str, headers: Headers = ()) -> Response:
+    """Return a plain text answer."""
+    return Response(status, text.encode(), TEXT, headers)
+
+
+def json_response(status: int, value: Mapping[str, object]) -> Response:
+    """Return a JSON answer of one line."""
+    import json  # not on the path of `import rkmetrics`
+
+    return Response(status, json.dumps(value, separators=(",", ":")).encode() + b"\n", JSON)
