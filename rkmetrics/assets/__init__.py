@@ -1,0 +1,3 @@
+"""What ships beside the code and must agree with it: the generated pages of the manual."""
+
+__all__: list[str] = []
