@@ -1,0 +1,107 @@
+"""The cells that users hold, from whichever twin runs, and the timer that feeds a histogram.
+
+The handle is the cell: a Python wrapper around the native object would cost four times the update itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from functools import wraps
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from rkmetrics.native import IMPLEMENTATION, twin
+
+if TYPE_CHECKING:
+    from rkmetrics import _cells as _impl
+else:
+    _impl = twin("cells")
+
+__all__ = [
+    "IMPLEMENTATION",
+    "PEAK_REGION",
+    "PEAK_SLOTS",
+    "Block",
+    "Bounds",
+    "CounterCell",
+    "GaugeCell",
+    "GaugeShare",
+    "HistogramCell",
+    "Timer",
+    "gather",
+    "peaks",
+]
+
+PEAK_SLOTS, PEAK_REGION = _impl.PEAK_SLOTS, _impl.PEAK_REGION
+Block = _impl.Block
+Bounds = _impl.Bounds
+CounterCell = _impl.Counter
+GaugeCell = _impl.Gauge
+GaugeShare = _impl.GaugeShare
+gather = _impl.gather
+peaks = _impl.peaks
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class HistogramCell(_impl.Histogram):
+    """Counts of observations in buckets, and their sum."""
+
+    __slots__ = ()
+
+    def time(self, *, exemplar: Mapping[str, str] | None = None) -> Timer:
+        """A timer that observes the seconds a block, or each call of a function, takes; also when it raises.
+
+        `with cell.time(): ...`, `async with cell.time(): ...`, `@cell.time()` on functions and coroutine functions.
+        """
+        return Timer(self, exemplar)
+
+
+class Timer:
+    """Observes elapsed seconds (monotonic clock) when its block ends, or when a call of its function does.
+
+    One timer serves one block at a time; as a decorator it serves any number of calls at once.
+    """
+
+    __slots__ = ("_cell", "_exemplar", "_start")
+
+    def __init__(self, cell: HistogramCell, exemplar: Mapping[str, str] | None = None) -> None:
+        self._cell, self._exemplar, self._start = cell, exemplar, 0.0
+
+    def __enter__(self) -> Timer:
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._cell.observe(time.perf_counter() - self._start, exemplar=self._exemplar)
+
+    async def __aenter__(self) -> Timer:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        cell, exemplar = self._cell, self._exemplar
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
+                with Timer(cell, exemplar):
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", timed_coroutine)
+
+        @wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with Timer(cell, exemplar):
+                return function(*args, **kwargs)
+
+        return timed

@@ -1,0 +1,100 @@
+"""Runs the collectors of a user, so that one that raises or hangs costs its own families and nothing else.
+
+Each runs in a daemon thread of its own while a scrape waits for it, up to its time limit. One that is still running is not
+started again: the scrape after the next finds out with no wait whether it came back. What it gave too late is dropped.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future, TimeoutError as FutureTimeout
+from typing import Any, TypeAlias
+
+from rkmetrics.model import Family, ForeignFamily, MetricFamily
+
+__all__ = ["Collect", "Guarded"]
+
+logger = logging.getLogger("rkmetrics")
+
+#: Refreshes cells of its own and returns None, or returns families. May be a coroutine function.
+Collect: TypeAlias = Callable[[], "Iterable[Family] | None | Awaitable[Iterable[Family] | None]"]
+
+_Result: TypeAlias = "Future[tuple[Family, ...]]"
+
+
+class Guarded:
+    """One collector, its time limit, and whether it is running.
+
+    failed: called with (name, reason) where reason is "raised" or "timeout", each time a scrape goes without it.
+    """
+
+    def __init__(self, name: str, collect: Collect, timeout_seconds: float, failed: Callable[[str, str], None]) -> None:
+        self.name, self.timeout_seconds = name, timeout_seconds
+        self._collect, self._failed = collect, failed
+        self._running: tuple[int, _Result] | None = None
+        self._state = "ok"
+
+    def start(self) -> _Result | None:
+        """Begin a run, or join the one that another scrape began. None while an overdue one has not come back."""
+        pid = os.getpid()
+        running = self._running
+        if running and running[0] == pid and not running[1].done():  # a forked child has no such thread
+            return None if self._state == "timeout" else running[1]
+        result: _Result = Future()
+        self._running = (pid, result)
+        threading.Thread(target=self._run, args=(result,), name=f"rkmetrics-collect-{self.name}", daemon=True).start()
+        return result
+
+    def finish(self, result: _Result | None, deadline: float) -> tuple[Family, ...]:
+        """Wait until `deadline` (monotonic seconds) for a run; no families if it raised or is overdue."""
+        if result is None:
+            return self._fail("timeout", None)
+        try:
+            families = result.result(max(0.0, deadline - time.monotonic()))
+        except FutureTimeout:
+            return self._fail("timeout", None)
+        except BaseException as error:
+            return self._fail("raised", error)
+        if self._state != "ok":
+            logger.warning("collector %r is back", self.name)
+        self._state = "ok"
+        return families
+
+    def _fail(self, reason: str, error: BaseException | None) -> tuple[Family, ...]:
+        if self._state != reason:  # once for each change, not for each scrape
+            what = "did not answer within its %g s" % self.timeout_seconds if error is None else "raised"
+            logger.error("collector %r %s; its metrics are left out until it does better", self.name, what, exc_info=error)
+        self._state = reason
+        self._failed(self.name, reason)
+        return ()
+
+    def _run(self, result: _Result) -> None:
+        try:
+            given = self._collect()
+            if inspect.isawaitable(given):
+                given = _await(given)
+            result.set_result(_families(self.name, given))
+        except BaseException as error:
+            result.set_exception(error)
+
+
+def _await(awaitable: Awaitable[Any]) -> Any:
+    import asyncio
+
+    async def waited() -> Any:
+        return await awaitable
+
+    return asyncio.run(waited())
+
+
+def _families(name: str, given: Any) -> tuple[Family, ...]:
+    families = () if given is None else tuple(given)
+    for family in families:
+        if not isinstance(family, MetricFamily | ForeignFamily):
+            raise TypeError(f"collector {name!r} gave {family!r}; expected rkmetrics.model families, or None")
+    return families

@@ -1,0 +1,82 @@
+"""Where cells live. One kind so far: this process' own memory.
+
+A `Memory` hands out one Block for each bound set (a set of metrics, and an actor name). Whoever reads a snapshot asks the registry for
+blocks and never a Memory, so a file that several worker processes map is one more class here, and nothing else: `key` is what
+says that two workers' blocks belong together, `image` what a new one starts as.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+from rkmetrics.cells import Block
+from rkmetrics.model import Exemplar
+
+__all__ = ["Exemplars", "Memory", "PrivateMemory"]
+
+# OpenMetrics 1.0, "Exemplars": names and values together MUST NOT exceed 128 UTF-8 characters.
+EXEMPLAR_CHARACTERS = 128
+
+# An exemplar is replaced at most this often: whoever looks wants a recent one, not each one, and the hot path is not for that.
+EXEMPLAR_SECONDS = 0.1
+
+
+class Exemplars:
+    """The latest exemplar at each place of a block; what a Block calls when an update carries one.
+
+    Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped and counted in
+    `dropped`: they are data, so they must not make an update fail that is right otherwise.
+    """
+
+    __slots__ = ("_next", "dropped", "latest")
+
+    def __init__(self) -> None:
+        self.latest: dict[int, Exemplar] = {}
+        self.dropped = 0
+        self._next: dict[int, float] = {}
+
+    def __call__(self, offset: int, value: float, labels: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if now < self._next.get(offset, 0.0):
+            return
+        pairs = _pairs(labels)
+        if pairs is None:
+            self.dropped += 1
+            return
+        self._next[offset] = now + EXEMPLAR_SECONDS
+        self.latest[offset] = Exemplar(pairs, value, time.time())
+
+
+def _pairs(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...] | None:
+    """The labels as pairs, or None where OpenMetrics does not allow them."""
+    try:
+        pairs = tuple((name, value if type(value) is str else str(value)) for name, value in labels.items())
+        size = sum(len(name) + len(value) for name, value in pairs)
+        if size > EXEMPLAR_CHARACTERS or not all(name.isidentifier() and name.isascii() for name, _ in pairs):
+            return None
+        for _, value in pairs:
+            value.encode()
+    except Exception:  # not a mapping of text: the caller's data is wrong, its observation is not
+        return None
+    return pairs
+
+
+class Memory(Protocol):
+    """Hands out the memory of bound sets."""
+
+    def block(self, key: str, image: bytes) -> tuple[Block, Exemplars]:
+        """A block that starts as `image` (bytes of float64), and the exemplars of its cells."""
+        ...
+
+
+class PrivateMemory:
+    """This process' own memory: blocks are counted by Python's reference counts, so nothing has to be given back.
+
+    A forked child has a copy, as of all its memory; it counts on from there.
+    """
+
+    def block(self, key: str, image: bytes) -> tuple[Block, Exemplars]:
+        exemplars = Exemplars()
+        return Block(bytearray(image), exemplars), exemplars

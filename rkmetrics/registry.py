@@ -1,0 +1,363 @@
+"""The registry: sets bound to actor names, and the snapshot of them all.
+
+`bind` hands out cells once; updates never come here again. `collect` copies memory: for each metric the same slice of each block,
+without a lock, without touching a Python object for each series. Tables change by single dictionary operations (see
+guard.py), so bind, release and collect may run in any thread, finaliser or signal handler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rkmetrics.cells import gather, peaks
+from rkmetrics.collection import Collect, Guarded
+from rkmetrics.definition import OTHER
+from rkmetrics.errors import RegistryError
+from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
+from rkmetrics.health import Health
+from rkmetrics.memory import Memory, PrivateMemory
+from rkmetrics.metricset import Column, MetricSet, Peak, RegisteredCells
+from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily
+from rkmetrics.settings import Settings
+
+if TYPE_CHECKING:
+    from rkmetrics.actor import ActorMetrics
+    from rkmetrics.catalogue.exporter import Exporter
+    from rkmetrics.catalogue.node import Node
+    from rkmetrics.collectors.vitals import Vitals
+
+__all__ = ["BUILTIN", "Access", "Registry"]
+
+SetT = TypeVar("SetT", bound=MetricSet)
+
+# What a registry measures by itself: modules with install(registry), named and not imported, as they need psutil and asyncio
+# and `import rkmetrics` loads neither. They are loaded at the first collection.
+BUILTIN = "rkmetrics.collectors"
+
+
+class Access:
+    """Who may read metrics: `Access.token()` (METRICS_ENABLED and METRICS_TOKEN decide) or `Access.open()` (everybody)."""
+
+    __slots__ = ("mode",)
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+
+    @classmethod
+    def token(cls) -> Access:
+        """A bearer token opens the gate; without one it stays closed."""
+        return cls("token")
+
+    @classmethod
+    def open(cls) -> Access:
+        """No token is asked for. Said in code, so that nobody does it by leaving a variable empty."""
+        return cls("open")
+
+    def applied(self, settings: Settings) -> Settings:
+        """The settings with this access in them."""
+        changes: dict[str, Any] = {"metrics_access": self.mode}
+        if self.mode == "open":
+            changes["metrics_enabled"] = True
+        return dataclasses.replace(settings, **changes)
+
+
+class Registry:
+    """Holds bound metric sets, and answers snapshots of them.
+
+    settings: by default from the environment (SettingsError names what is wrong there). strict: raise where production counts
+    "__other__"; for tests. serverless: "no link yet" is healthy. access: overrides METRICS_ACCESS. builtin: also measure this process
+    (process_*, runtime, node vitals).
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        strict: bool = False,
+        serverless: bool = False,
+        access: Access | None = None,
+        builtin: bool = True,
+        memory: Memory | None = None,
+    ) -> None:
+        settings = Settings.from_env(os.environ) if settings is None else settings
+        self.settings = access.applied(settings) if access else settings
+        self.strict, self.serverless = strict, serverless
+        self.health = Health(serverless=serverless)
+        self._memory: Memory = memory or PrivateMemory()
+        self._tables: dict[type[MetricSet], dict[str, Any]] = {}
+        self._owners: dict[str, type[MetricSet]] = {}
+        self._overflows = Overflows(self._count_overflow, strict=strict)
+        self._names = ActorNames(self.settings.max_actor_names, self._overflows, strict=strict)
+        self._actors: dict[str, ActorMetrics] = {}
+        self._refreshers: dict[Callable[[], object], None] = {}
+        self._collectors: dict[str, Guarded] = {}
+        self._builtin_pending = [builtin] if builtin else []
+        self._limit: tuple[int, int] = (0, 0)
+        # Bound now: it counts overflows, and those may come from a finaliser, where nothing should be imported.
+        self.exporter: Exporter = self.bind(_exporter_set())
+
+    # --- binding ------------------------------------------------------------------------------------------------------
+
+    def add_set(self, set_class: type[MetricSet]) -> None:
+        """Make a set known: it counts in the budget, and no other set may use its names. `bind` does so by itself.
+
+        Raises RegistryError naming both sets where a sample name is taken.
+        """
+        if set_class in self._tables:
+            return
+        if not isinstance(set_class, type) or not issubclass(set_class, MetricSet) or set_class is MetricSet:
+            raise RegistryError(f"{set_class!r} is not a set of metrics; derive a class from rk.MetricSet")
+        for definition in set_class.definitions():
+            for name in definition.sample_names():
+                owner = self._owners.setdefault(name, set_class)
+                if owner is not set_class:
+                    raise RegistryError(f"{definition.name} of {set_class.__name__} is taken by {owner.__name__} ({name})")
+        self._tables.setdefault(set_class, {})
+
+    def bind(self, set_class: type[SetT], *, actor_name: str | None = None) -> SetT:
+        """The cells of a set for one actor name; the same object each time.
+
+        A name past the limit binds "__other__". Raises ActorNameError for a name that can never be admitted, TypeError where the
+        set has no actor_name label and one is given, or the reverse.
+        """
+        table = self._tables.get(set_class)
+        if table is None:
+            self.add_set(set_class)
+            table = self._tables[set_class]
+        if not set_class.per_actor:
+            if actor_name is not None:
+                raise TypeError(f"{set_class.__name__} has no actor_name label; bind it without one")
+            return self._bound(set_class, table, "")
+        if actor_name is None:
+            raise TypeError(f"{set_class.__name__} is labelled by actor_name; pass actor_name='...' (there is no default)")
+        while True:
+            name = self._names.admit(actor_name)
+            bound: SetT = table.get(name) or self._bound(set_class, table, name)
+            if name == OTHER or name in self._names:  # not released while it was bound
+                return bound
+            table.pop(name, None)
+
+    def _bound(self, set_class: type[SetT], table: dict[str, SetT], name: str) -> SetT:
+        bound = table.get(name)
+        if bound is not None:
+            return bound
+        block, exemplars = self._memory.block(f"{set_class.__name__}/{name}", set_class.layout.image)
+        new = set_class._bind(name, block, exemplars, self._overflows, time.time())
+        return table.setdefault(name, new)
+
+    def actor(self, actor_name: str) -> ActorMetrics:
+        """The built-in metrics of one kind of actor, with the helpers that keep them right."""
+        found = self._actors.get(actor_name)
+        if found is not None:
+            return found
+        from rkmetrics.actor import ActorMetrics
+
+        name = self._names.admit(actor_name)
+        return self._actors.setdefault(name, ActorMetrics(self, name)) if name != OTHER else self._other_actor()
+
+    def _other_actor(self) -> ActorMetrics:
+        from rkmetrics.actor import ActorMetrics
+
+        return self._actors.setdefault(OTHER, ActorMetrics(self, OTHER))
+
+    def release(self, actor_name: str) -> bool:
+        """End an actor name: its series leave, its place is free. Cells still held count on, seen by nobody.
+
+        False when the name was not admitted.
+        """
+        for table in list(self._tables.values()):
+            if actor_name != OTHER:
+                table.pop(actor_name, None)
+        self._actors.pop(actor_name, None)
+        return self._names.release(actor_name)
+
+    # --- what is known ------------------------------------------------------------------------------------------------
+
+    def actor_names(self) -> tuple[str, ...]:
+        """The admitted actor names, oldest first."""
+        return self._names.all()
+
+    def sets(self) -> tuple[type[MetricSet], ...]:
+        """The sets that are known, in the order of their coming."""
+        return tuple(self._tables)
+
+    def budget(self) -> Budget:
+        """The worst case of series and sample lines of every known set, for each actor name and in total."""
+        sets = list(self._tables)
+        return budget((d for known in sets for d in known.definitions()), self._names.limit)
+
+    def overflows(self) -> Mapping[tuple[str, str], Overflow]:
+        """(metric, label) to how many values counted as "__other__", with samples; metric "*" for actor names."""
+        return self._overflows.table()
+
+    @property
+    def catalog_version(self) -> str:
+        """The version of the metrics that rkmetrics ships: a digest of their definitions."""
+        from rkmetrics.catalogue import catalog_version
+
+        return catalog_version()
+
+    @property
+    def node(self) -> Node:
+        """The vitals of this process, as a set that the middleware and the collectors keep."""
+        from rkmetrics.catalogue.node import Node
+
+        return self.bind(Node)
+
+    def vitals(self) -> Vitals:
+        """The vitals of this process, refreshed at most once a second."""
+        self._load_builtin()
+        from importlib import import_module
+
+        read: Callable[[Registry], Vitals] = import_module("rkmetrics.collectors.vitals").read
+        return read(self)
+
+    # --- collection ---------------------------------------------------------------------------------------------------
+
+    def add_refresher(self, refresh: Callable[[], object]) -> None:
+        """Call a cheap, trusted function before each collection; what it raises is counted and logged."""
+        self._refreshers.setdefault(refresh, None)
+
+    def add_collector(self, collect: Collect, *, name: str, timeout_seconds: float = 1.0) -> None:
+        """Collect from elsewhere at each scrape, in a thread of its own and for at most `timeout_seconds`.
+
+        collect: sets cells and returns None, or returns families (rkmetrics.model); may be a coroutine function. If it raises or is
+        late, the scrape goes on without it, counted in rkmetrics_collector_errors_total. Raises RegistryError for a name in use.
+        """
+        if not 0 < timeout_seconds <= 60:
+            raise RegistryError(f"collector {name!r}: timeout_seconds={timeout_seconds!r}: expected more than 0, at most 60")
+        guarded = Guarded(name, collect, timeout_seconds, self._collector_failed)
+        if self._collectors.setdefault(name, guarded) is not guarded:
+            raise RegistryError(f"a collector named {name!r} is there already; choose another name, or remove that one")
+
+    def remove_collector(self, name: str) -> bool:
+        """Forget a collector. False when there is none of that name."""
+        return self._collectors.pop(name, None) is not None
+
+    def sample_names(self) -> Collection[str]:
+        """The names that the known sets use, for whoever must not clash with them."""
+        return frozenset(self._owners)
+
+    def collect(self, names: Collection[str] | None = None) -> tuple[Family, ...]:
+        """A snapshot: one immutable family for each metric, in the order of their declaration.
+
+        names: only families with one of these names (a family's, or one of its samples'). Never raises because of a collector.
+        """
+        self._load_builtin()
+        foreign = self._foreign()
+        for refresh in list(self._refreshers):
+            self._refresh(refresh)
+        self._describe(self.exporter)
+        own = [family for known in list(self._tables) for family in self._families(known)]
+        wanted = own if names is None else [family for family in own if _wanted(family, names)]
+        return (*wanted, *(family for family in foreign if names is None or family.name in names))
+
+    def _load_builtin(self) -> None:
+        """Load, once, what `import rkmetrics` and a first bind must not wait for."""
+        try:
+            self._builtin_pending.pop()  # one thread gets it
+        except IndexError:
+            return
+        import_module(BUILTIN).install(self)
+
+    def _refresh(self, refresh: Callable[[], object]) -> None:
+        try:
+            refresh()
+        except Exception:
+            import logging
+
+            logging.getLogger("rkmetrics").exception("refreshing metrics failed: %r", refresh)
+            self._collector_failed(getattr(refresh, "__name__", "refresher"), "raised")
+
+    def _foreign(self) -> tuple[Family, ...]:
+        collectors = list(self._collectors.values())
+        runs = [(guarded, time.monotonic() + guarded.timeout_seconds, guarded.start()) for guarded in collectors]
+        return tuple(family for guarded, deadline, run in runs for family in guarded.finish(run, deadline))
+
+    def _describe(self, exporter: Exporter) -> None:
+        """Bring what the exporter says about itself up to date."""
+        known = len(self._tables)
+        if self._limit[0] != known:
+            self._limit = (known, self.budget().series)
+        if not exporter.build_info:
+            from rkmetrics import catalogue
+
+            exporter.build_info[catalogue.version(), catalogue.catalog_version()].set(1)
+        exporter.series_limit.set(self._limit[1])
+        exporter.actor_names.set(len(self._names))
+        exporter.actor_names_limit.set(self._names.limit)
+        exporter.series.set(sum(self._count_series(known) for known in list(self._tables)))
+        for status, value in self.health.one_hot().items():
+            exporter.health_state[status].set(value)
+
+    def _count_series(self, known: type[MetricSet]) -> int:
+        blocks = [bound._block for bound in list(self._tables[known].values())]
+        return sum(
+            len(blocks) * len(column.shape.combos) - gather(blocks, column.offset, column.count).count(UNSET_BYTES)
+            for column in known.layout.columns.values()
+            if column.count and not isinstance(column.metric, Peak)
+        )
+
+    def _families(self, known: type[MetricSet]) -> list[MetricFamily]:
+        bound = list(self._tables[known].values())
+        if not bound:
+            return []
+        names = tuple(each.actor_name for each in bound)
+        blocks = tuple(each._block for each in bound)
+        starts = tuple(each.start_time for each in bound)
+        carry = any(each._exemplars.latest for each in bound)
+        families: list[MetricFamily] = []
+        for attribute, column in known.layout.columns.items():
+            if column.metric.definition.dynamic:
+                cells: RegisteredCells = getattr(bound[0], attribute)
+                families.append(cells.family(starts[0]))
+                continue
+            if isinstance(column.metric, Peak):
+                numbers = peaks(blocks, column.offset, column.peak, time.monotonic())
+            else:
+                numbers = gather(blocks, column.offset, column.count)
+            exemplars = _exemplars(bound, column) if carry else {}
+            families.append(MetricFamily(column.shape, names, memoryview(numbers).cast("d"), starts, exemplars))
+        return families
+
+    # --- what went wrong ----------------------------------------------------------------------------------------------
+
+    def _count_overflow(self, metric: str, label: str) -> None:
+        self.exporter.label_overflow[metric, label].inc()
+
+    def _collector_failed(self, name: str, reason: str) -> None:
+        self.exporter.collector_errors[name, reason].inc()
+
+    def __repr__(self) -> str:
+        return f"<Registry: {len(self._tables)} sets, {len(self._names)} of {self._names.limit} actor names>"
+
+
+def _exporter_set() -> type[Exporter]:
+    from rkmetrics.catalogue.exporter import Exporter
+
+    return Exporter
+
+
+def _wanted(family: MetricFamily, names: Collection[str]) -> bool:
+    from rkmetrics.model import MetricType
+
+    name = family.name
+    if name in names or (family.shape.type is MetricType.COUNTER and name.removesuffix("_total") in names):
+        return True
+    suffixes = ("_bucket", "_sum", "_count") if family.shape.type is MetricType.HISTOGRAM else ()
+    return any(name + suffix in names for suffix in suffixes)
+
+
+def _exemplars(bound: list[Any], column: Column) -> dict[int, Exemplar]:
+    """The exemplars of one column, by position in the family's values."""
+    found: dict[int, Exemplar] = {}
+    for i, each in enumerate(bound):
+        for offset, exemplar in dict(each._exemplars.latest).items():
+            if column.offset <= offset < column.offset + column.count:
+                found[i * column.count + offset - column.offset] = exemplar
+    return found
