@@ -9,7 +9,7 @@ from rkmetrics.settings import Settings
 
 __all__ = ["TOKEN_FILE", "scrape_config"]
 
-TOKEN_FILE = "/etc/prometheus/rkmetrics.token"
+TOKEN_FILE = "/etc/prometheus/rkmetrics.token"  # noqa: S105 - where it is, not what it is
 
 HEAD = """\
 scrape_configs:
@@ -30,7 +30,7 @@ TARGETS = """\
     static_configs:
       - targets: [{targets}]
 """
-PUT_TOKEN = "  # holds the value of METRICS_TOKEN, readable by Prometheus only"
+HINT = "  # holds the value of METRICS_TOKEN, readable by Prometheus only"
 CLOSED = "# Metrics are closed: set METRICS_ENABLED=1 and METRICS_TOKEN (or METRICS_TOKEN_FILE) where the node runs.\n"
 
 
@@ -53,7 +53,7 @@ def scrape_config(
 def _authorization(settings: Settings, credentials_file: str | None) -> str:
     # A rotation file has two lines; Prometheus sends what is in its file, so it needs one of its own.
     file = credentials_file or TOKEN_FILE
-    return AUTHORIZATION.format(file=_quoted(file), hint="" if credentials_file else PUT_TOKEN)
+    return AUTHORIZATION.format(file=_quoted(file), hint="" if credentials_file else HINT)
 
 
 def _quoted(text: str) -> str:

@@ -91,6 +91,8 @@ class Imports(ast.NodeVisitor):
         if module.split(".")[0] != "rkmetrics":
             return
         for alias in node.names:
+            if alias.name == "__version__":  # a constant of the front door, read lazily
+                continue
             inner = f"{module}.{alias.name}"
             target = inner if inner in self.modules else module
             self.found.add(target)

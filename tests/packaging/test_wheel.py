@@ -27,7 +27,7 @@ print(IMPLEMENTATION, rk.__file__, [series.value for series in family.series()])
 
 @pytest.fixture(scope="module")
 def wheel(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built with a compiler that fails, from a clean copy: setuptools re-uses what an earlier build compiled."""
+    """A wheel built with a compiler that fails, from a clean copy: an earlier build would be used again."""
     pytest.importorskip("setuptools", minversion="77")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
