@@ -3,7 +3,7 @@
 The only thing that it trusts is the Authorization header (RFC 9110, 11.6.2; RFC 6750, 2.1). It never reads Host,
 X-Forwarded-*, cookies or any other header. Tokens and what clients offer are compared as keyed digests, all of the
 valid ones each time, so that neither length nor order shows in the time taken; neither is ever part of a log line, a
-repr, an error or an answer. Paths of token files are not logged either: who mixes up the variables puts the token there.
+repr, an error or an answer. Nor is the path of a token file: who mixes up the variables puts the token there.
 
     METRICS_ENABLED  token                        answer
     unset, 0         any                          403
@@ -20,10 +20,9 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from hashlib import blake2b
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rkmetrics.asgi.base import Request, Response, text_response
 from rkmetrics.catalogue.exporter import AuthFailure
@@ -31,26 +30,9 @@ from rkmetrics.catalogue.exporter import AuthFailure
 if TYPE_CHECKING:
     from rkmetrics.settings import Secret, Settings
 
-__all__ = ["Access", "AuthFailure", "Gate", "TokenFile", "bearer"]
+__all__ = ["Gate", "TokenFile", "Tokens", "bearer"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may read metrics, said in code instead of METRICS_ACCESS."""
-
-    mode: Literal["token", "open"] = "token"
-
-    @classmethod
-    def open(cls) -> Access:
-        """Anybody who reaches the port, once METRICS_ENABLED is set."""
-        return cls("open")
-
-    @classmethod
-    def token(cls) -> Access:
-        """Who has the token, also when METRICS_ACCESS=open is in the environment."""
-        return cls("token")
 
 
 # --- what a client offers ---------------------------------------------------------------------------------------------
@@ -195,56 +177,44 @@ def _signature(status: os.stat_result) -> tuple[int, ...]:
 class Gate:
     """Lets a request for metrics pass, or answers it.
 
-    count: called with the reason of every 401. closed: the body of a 403.
+    tokens: asked at each request; None: the gate stands open. count: called with the reason of every 401. closed: the
+    body of a 403.
     """
 
     def __init__(
         self,
         *,
         enabled: bool,
-        access: Access,
-        tokens: Callable[[], Tokens],
+        tokens: Callable[[], Tokens] | None,
         count: Callable[[AuthFailure], None],
         closed: str = CLOSED,
     ) -> None:
-        self._enabled, self._access, self._tokens, self._count = enabled, access, tokens, count
+        self._enabled, self._tokens, self._count = enabled, tokens, count
         self._closed = text_response(403, closed)
         self._told = ""
-        if enabled and access.mode == "token":
-            self._valid()  # so that the log says at the start what is wrong
+        if enabled and tokens:
+            self._valid(tokens)  # so that the log says at the start what is wrong
 
     @classmethod
     def from_settings(
-        cls,
-        settings: Settings,
-        access: Access | None = None,
-        count: Callable[[AuthFailure], None] = lambda _: None,
-        closed: str = CLOSED,
+        cls, settings: Settings, count: Callable[[AuthFailure], None] = lambda _: None, closed: str = CLOSED
     ) -> Gate:
-        """Return the gate that the settings describe; access overrides METRICS_ACCESS."""
-        return cls(
-            enabled=settings.metrics_enabled,
-            access=access or Access(settings.metrics_access),
-            tokens=_sources(settings),
-            count=count,
-            closed=closed,
-        )
-
-    @classmethod
-    def opened(cls) -> Gate:
-        """Return a gate that stands open whatever the settings say; for servers that only this host can reach."""
-        return cls(enabled=True, access=Access.open(), tokens=lambda: Tokens(()), count=lambda _: None)
+        """Return the gate that the settings describe."""
+        tokens = None if settings.metrics_access == "open" else _sources(settings)
+        return cls(enabled=settings.metrics_enabled, tokens=tokens, count=count, closed=closed)
 
     @property
     def usable(self) -> bool:
         """Whether any request at all can pass now."""
-        return self._enabled and (self._access.mode == "open" or bool(self._valid()))
+        return self._enabled and (self._tokens is None or bool(self._valid(self._tokens)))
 
     def refuse(self, request: Request) -> Response | None:
         """Return the answer to a request that may not pass; None for one that may."""
-        if self._enabled and self._access.mode == "open":
+        if not self._enabled:
+            return self._closed
+        if self._tokens is None:
             return None
-        valid = self._valid() if self._enabled else ()
+        valid = self._valid(self._tokens)
         if not valid:
             return self._closed
         failure = _failure(bearer(request), valid)
@@ -253,8 +223,8 @@ class Gate:
         self._count(failure)
         return UNAUTHORIZED
 
-    def _valid(self) -> tuple[bytes, ...]:
-        digests, problem = self._tokens()
+    def _valid(self, tokens: Callable[[], Tokens]) -> tuple[bytes, ...]:
+        digests, problem = tokens()
         if not digests and not problem:
             problem = "no token is set"
         if problem != self._told:
@@ -263,7 +233,7 @@ class Gate:
         return digests
 
     def __repr__(self) -> str:
-        return f"Gate(enabled={self._enabled}, access={self._access.mode!r})"
+        return f"Gate(enabled={self._enabled}, open={self._tokens is None})"
 
 
 def _failure(offered: bytes | AuthFailure, valid: tuple[bytes, ...]) -> AuthFailure | None:

@@ -5,15 +5,24 @@ Bytes stay bytes: a header is what came over the wire, so that no byte of it can
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
 
-if TYPE_CHECKING:
-    from rkmetrics.exposition.base import Coding, Format
+from rkmetrics.catalogue.exporter import Route as RouteName
 
-__all__ = ["COMMON_HEADERS", "Headers", "Rendering", "Request", "Response", "Route", "json_response", "text_response"]
+__all__ = [
+    "COMMON_HEADERS",
+    "Headers",
+    "Later",
+    "Request",
+    "Response",
+    "Route",
+    "is_exact",
+    "json_response",
+    "text_response",
+]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Surface = TypeVar("Surface")
@@ -82,31 +91,46 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
-    """An exposition that is still to be rendered: who speaks HTTP does it off its event loop, then sends `response`."""
+class Later:
+    """An answer that takes time: who speaks HTTP decides where it may wait.
 
-    format: Format
-    coding: Coding
-    names: frozenset[str] | None
+    run: waits, so not for an event loop. arun: the same for an event loop, which it does not hold up.
+    """
 
-    def response(self, body: bytes) -> Response:
-        """Return the answer around the rendered body."""
-        coded = () if self.coding.name == "identity" else ((b"content-encoding", self.coding.name.encode()),)
-        return Response(200, body, self.format.content_type, coded)
+    run: Callable[[], Response]
+    arun: Callable[[], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
 class Route(Generic[Surface]):
     """One row of the route table.
 
-    name: the value of the `route` label. gated: it shows metrics, so a token is asked for.
+    name: the `route` label. gated: it shows metrics, so a token is asked for.
     """
 
     path: str
-    name: str
-    answer: Callable[[Surface, Request], Response | Rendering]
+    name: RouteName
+    answer: Callable[[Surface, Request], Response | Later]
     gated: bool
     methods: tuple[str, ...] = ("GET", "HEAD")
+
+
+def is_exact(path: str, raw_path: bytes | None) -> bool:
+    """Whether the client wrote the path as it stands: not with %-escapes, and no server mended it on the way (T7).
+
+    raw_path: what came over the wire, None where a server does not say. One that does not decode to the path, because
+    something in between rewrote it, is not held against it.
+    """
+    if raw_path is None:
+        return True
+    raw = raw_path.partition(b"?")[0]
+    return raw.endswith(path.encode("utf-8", "replace")) or not _unquote_path(raw).rstrip("/").endswith(
+        path.rstrip("/")
+    )
+
+
+def _unquote_path(raw: bytes) -> str:
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
 
 
 def text_response(status: int, text: str, headers: Headers = ()) -> Response:
