@@ -1,0 +1,143 @@
+"""What is composed from settings: what must not start, what starts, and the order in which it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import rkmetrics as rk
+from rkmetrics.runtime import Plan, dialable, extras, is_loopback, load_registry, running, stop_signal
+from rkmetrics.settings import Secret, Settings
+
+LOCAL = Settings(port=0)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.10", True),
+        ("::1", True),
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+    ],
+)
+def test_only_loopback_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1:9090"),
+        ("0.0.0.0", "127.0.0.1:9090"),
+        ("", "127.0.0.1:9090"),
+        ("::", "[::1]:9090"),
+        ("::1", "[::1]:9090"),
+        ("node-2", "node-2:9090"),
+    ],
+)
+def test_an_address_is_written_as_a_client_dials_it(host: str, address: str) -> None:
+    assert dialable(host, 9090) == address
+
+
+def test_a_node_is_healthy_inside_the_block_and_shut_down_after_it() -> None:
+    with running(Plan(LOCAL)) as node:
+        assert node.registry.health.status is rk.Status.OK
+        with urllib.request.urlopen(f"{node.url}/health", timeout=10) as answer:
+            assert json.load(answer)["status"] == "ok"
+        assert node.notes == ()
+    assert node.registry.health.status is rk.Status.SHUT_DOWN
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"{node.url}/health", timeout=10)
+
+
+def test_a_node_shuts_down_in_order_when_its_block_raises() -> None:
+    with pytest.raises(ZeroDivisionError):
+        with running(Plan(LOCAL, demo=True)) as node:
+            raise ZeroDivisionError
+    assert node.registry.health.status is rk.Status.SHUT_DOWN
+
+
+def test_open_leaves_the_settings_of_the_plan_alone() -> None:
+    with running(Plan(LOCAL, open=True)) as node:
+        with urllib.request.urlopen(f"{node.url}/metrics", timeout=10) as answer:
+            assert answer.status == 200
+    assert not LOCAL.metrics_enabled
+
+
+def test_a_gate_that_can_never_open_does_not_start(caplog: pytest.LogCaptureFixture) -> None:
+    for settings in (
+        Settings(port=0, metrics_enabled=True),
+        Settings(port=0, metrics_enabled=True, metrics_token_previous=Secret(b"old")),
+        Settings(port=0, metrics_enabled=True, metrics_token_file="/nowhere/token"),
+    ):
+        with pytest.raises(rk.ServeError, match="METRICS_TOKEN"), running(Plan(settings)):
+            pytest.fail("it runs")
+
+
+def test_a_port_in_use_is_left_to_its_owner() -> None:
+    with running(Plan(LOCAL)) as node:
+        taken = Settings(port=node.server.port)
+        with pytest.raises(rk.ServeError, match=str(taken.port)), running(Plan(taken)):
+            pytest.fail("it runs")
+        with running(Plan(taken, any_port=True)) as other:
+            assert other.server.port != taken.port
+            assert str(taken.port) in other.notes[0]
+
+
+def test_a_missing_module_of_the_application_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_app.py").write_text("import a_module_that_is_missing\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
+        load_registry("broken_app:registry")
+
+
+def test_extras_tells_each_extra_of_the_project() -> None:
+    assert set(extras()) == {"otlp", "zstd", "serve"}
+
+
+def test_the_push_without_its_extra_is_noted_and_the_node_serves() -> None:
+    script = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "opentelemetry":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from rkmetrics.runtime import Plan, running
+from rkmetrics.settings import Settings
+environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}
+with running(Plan(Settings(port=0), environ=environ)) as node:
+    print(node.registry.health.status, *node.notes)
+"""
+    root = str(Path(__file__).resolve().parents[1])
+    environ = {**os.environ, "PYTHONPATH": root}
+    out = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("ok ")
+    assert "rkmetrics[otlp]" in out.stdout
+
+
+def test_a_signal_is_waited_for_once_and_then_does_what_it_did() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signal() as wait:
+        os.kill(os.getpid(), signal.SIGTERM)  # before anybody waits: it is not lost
+        assert wait() == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
