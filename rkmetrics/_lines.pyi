@@ -1,0 +1,18 @@
+from collections.abc import Sequence
+
+__all__ = ["IMPLEMENTATION", "encode", "number"]
+
+IMPLEMENTATION: str
+
+def number(value: float, /) -> bytes: ...
+def encode(
+    head: bytes,
+    pres: tuple[bytes, ...],
+    posts: tuple[bytes, ...],
+    names: tuple[str, ...],
+    values: Sequence[float],
+    bounds: int,
+    width: int,
+    tails: tuple[tuple[int, bytes], ...] = ...,
+    /,
+) -> bytes: ...

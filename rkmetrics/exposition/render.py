@@ -1,0 +1,165 @@
+"""One rendering for all who ask at the same time.
+
+A scrape that arrives while the same page is being made gets that page (client_golang's CoalesceGather does so too).
+What it misses is what happened since that rendering began, and the next scrape has it. Errors go to all who wait;
+nothing is kept.
+
+The work runs in a thread of its own. Callers only wait, so one that gives up (cancelled, interrupted, gone) takes
+nothing from the others, and an event loop never renders. There is no lock to hold: tables change by single dictionary
+operations. Two cases would wait for themselves, and do not wait: a finaliser that renders inside of a rendering makes
+its own page, and a forked child, where the threads of its parent do not exist, starts with empty tables.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+# Not threading.Thread: its start() waits until the thread runs, and an event loop would wait for other threads' slices.
+from _thread import start_new_thread
+from collections.abc import Callable, Collection, Generator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeAlias
+
+from rkmetrics.errors import RkMetricsError
+from rkmetrics.exposition.base import Coding, Format
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from rkmetrics.registry import Registry
+
+__all__ = ["MAX_CALLERS", "Busy", "Renderer"]
+
+# What node_exporter allows (--web.max-requests): a Prometheus that gave up still has its request here, and it asks
+# again.
+MAX_CALLERS = 40
+
+_Page: TypeAlias = "Future[bytes]"
+_Key: TypeAlias = tuple[str, str, frozenset[str] | None]
+
+
+class Busy(RkMetricsError):
+    """As many callers as are allowed wait for a page already; answer 503."""
+
+    def __init__(self) -> None:
+        super().__init__(f"{MAX_CALLERS} scrapes wait already; scrape less often, or find out which collector is slow")
+
+
+class _Thread(threading.local):
+    """Whether this thread renders or waits for a rendering."""
+
+    inside = False
+
+
+_thread = _Thread()
+
+
+class _Tables:
+    """What one process is rendering, and for how many."""
+
+    __slots__ = ("callers", "pages", "pid")
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.pages: dict[_Key, _Page] = {}
+        self.callers: dict[object, None] = {}
+
+    @contextmanager
+    def admitted(self) -> Generator[None]:
+        """A place among the callers. Raises Busy."""
+        caller = object()
+        self.callers[caller] = None
+        try:
+            if len(self.callers) > MAX_CALLERS:
+                raise Busy
+            yield
+        finally:
+            del self.callers[caller]
+
+
+class Renderer:
+    """Pages of one registry. Safe in any thread, event loop, finaliser and forked child."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._tables = _Tables()
+
+    def render(self, format: Format, coding: Coding, names: Collection[str] | None = None) -> bytes:
+        """The page in a format and coding; names: only families with one of these names. Waits. Raises Busy."""
+        if _thread.inside:
+            return self._make(format, coding, names)
+        tables = self._current_tables()
+        with tables.admitted(), _inside():
+            return self._page(tables, format, coding, names).result()
+
+    async def arender(self, format: Format, coding: Coding, names: Collection[str] | None = None) -> bytes:
+        """The same for asyncio; the loop is not blocked."""
+        from asyncio import get_running_loop  # not needed by threaded servers
+
+        loop = get_running_loop()
+        tables = self._current_tables()
+        with tables.admitted():
+            page = self._page(tables, format, coding, names)
+            made: asyncio.Future[None] = loop.create_future()
+            page.add_done_callback(lambda _: _wake(loop, made))
+            await made
+            return page.result()
+
+    def _current_tables(self) -> _Tables:
+        if self._tables.pid != os.getpid():
+            self._tables = _Tables()
+        return self._tables
+
+    def _page(self, tables: _Tables, format: Format, coding: Coding, names: Collection[str] | None) -> _Page:
+        """The page that is being made, or a new one."""
+        key = (format.name, coding.name, None if names is None else frozenset(names))
+        new: _Page = Future()
+        page = tables.pages.setdefault(key, new)
+        if page is new:
+            work = (tables, key, page, lambda: self._make(format, coding, names))
+            try:
+                start_new_thread(_run, work)
+            except RuntimeError:  # no thread is to be had: late is better than never
+                _run(*work)
+        return page
+
+    def _make(self, format: Format, coding: Coding, names: Collection[str] | None) -> bytes:
+        began = time.perf_counter()
+        page = coding.compress(format.encode(self._registry.collect(names)))
+        self._registry.exporter.render_duration.observe(time.perf_counter() - began)
+        return page
+
+
+@contextmanager
+def _inside() -> Generator[None]:
+    before, _thread.inside = _thread.inside, True
+    try:
+        yield
+    finally:
+        _thread.inside = before
+
+
+def _run(tables: _Tables, key: _Key, page: _Page, make: Callable[[], bytes]) -> None:
+    """Make a page for all who wait for it. It leaves the table first: who comes now has a right to a newer one."""
+    with _inside():
+        try:
+            made = make()
+        except BaseException as error:
+            tables.pages.pop(key, None)
+            page.set_exception(error)
+        else:
+            tables.pages.pop(key, None)
+            page.set_result(made)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, made: asyncio.Future[None]) -> None:
+    with suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+        loop.call_soon_threadsafe(_set, made)
+
+
+def _set(made: asyncio.Future[None]) -> None:
+    if not made.done():  # it is when its caller gave up
+        made.set_result(None)
