@@ -171,9 +171,8 @@ def test_scrape_config_is_what_prometheus_takes(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
     out = run(
-        "scrape-config", "--target", "[::1]:9090", "--target", "node-2:9090", "--job", 'a "fleet"',
-        "--prefix", "/internal",
-        "--credentials-file", str(token), METRICS_ENABLED="1", METRICS_TOKEN=TOKEN,
+        "scrape-config", "--job", 'a "fleet"', "--prefix", "/internal", "--credentials-file", str(token),
+        "--target", "[::1]:9090", "--target", "node-2:9090", METRICS_ENABLED="1", METRICS_TOKEN=TOKEN,
     )  # fmt: skip
     assert (out.returncode, out.stderr) == (0, "")
     assert TOKEN not in out.stdout
