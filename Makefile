@@ -10,6 +10,7 @@ NATIVE := $(wildcard rkmetrics/*.c rkmetrics/*.h)
 
 .PHONY: run test lint types bench docs lock clean tools
 .DEFAULT_GOAL := run
+.NOTPARALLEL:
 
 run: $(STAMP)
 	@$(BIN)/rkmetrics serve --demo --open
