@@ -175,7 +175,11 @@ class Middleware:
         ticket = scope[TICKET] = _Ticket(self._node)
 
         async def sent(message: Message) -> None:
-            await send(message)
+            try:
+                await send(message)
+            except OSError:  # ASGI 3.0, "Disconnected Client - send exception"
+                ticket.lost = True
+                raise
             ticket.sent(message)
 
         try:
@@ -215,11 +219,12 @@ class Middleware:
 class _Ticket:
     """One request on its way through the application."""
 
-    __slots__ = ("_node", "_outcome", "_status")
+    __slots__ = ("_node", "_outcome", "_status", "lost")
 
     def __init__(self, node: Node) -> None:
         self._node: Node | None = node
         self._outcome, self._status = Outcome.ABORTED, 0
+        self.lost = False  # the client is gone
         node.requests_in_progress.inc()
 
     def sent(self, message: Message) -> None:
@@ -230,8 +235,8 @@ class _Ticket:
             self._outcome = _outcome(self._status)
 
     def raised(self) -> None:
-        """The application raised. Where it had not answered, the server answers 500; else the client sees it cut."""
-        if not self._status:
+        """The application raised; what comes after the whole answer (a background task) is not the client's affair."""
+        if self._outcome is Outcome.ABORTED and not self.lost:
             self._outcome = Outcome.SERVER_ERROR
 
     def leave(self) -> None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from hmac import compare_digest
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from rkmetrics.asgi.base import Request, Response, text_response
@@ -30,7 +31,7 @@ from rkmetrics.catalogue.exporter import AuthFailure
 if TYPE_CHECKING:
     from rkmetrics.settings import Secret, Settings
 
-__all__ = ["Gate", "TokenFile", "Tokens", "bearer"]
+__all__ = ["CLOSED", "Gate", "LoopbackGate", "TokenFile", "Tokens", "bearer"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ UNAUTHORIZED = text_response(
     401, "metrics request requires a valid bearer token\n", ((b"www-authenticate", b"Bearer"),)
 )
 CLOSED = "metrics not enabled\n"
+NOT_THIS_HOST = text_response(403, "metrics are open to this host only; ask for them as localhost or 127.0.0.1\n")
 
 
 def bearer(request: Request) -> bytes | AuthFailure:
@@ -234,6 +236,29 @@ class Gate:
 
     def __repr__(self) -> str:
         return f"Gate(enabled={self._enabled}, open={self._tokens is None})"
+
+
+class LoopbackGate:
+    """Open, to clients on this host that know it as this host.
+
+    For servers on a loopback address. The Host header opens nothing here, it can only close: a page in a browser on
+    this host may reach loopback under a name of its own (DNS rebinding), and would otherwise read metrics.
+    """
+
+    def refuse(self, request: Request) -> Response | None:
+        """Return the answer to a request under another name."""
+        return None if all(_is_this_host(value) for value in request.values(b"host")) else NOT_THIS_HOST
+
+
+def _is_this_host(value: bytes) -> bool:
+    text = value.decode("latin-1").lower()
+    name = text[1 : text.find("]")] if text.startswith("[") else text.partition(":")[0]
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _failure(offered: bytes | AuthFailure, valid: tuple[bytes, ...]) -> AuthFailure | None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from rkmetrics.asgi.auth import Gate
+from rkmetrics.asgi.auth import CLOSED, Gate
 from rkmetrics.asgi.base import JSON, Later, Request, Response, Route, json_response, text_response
 from rkmetrics.catalogue.exporter import Route as RouteName
 from rkmetrics.exposition import choose_coding, negotiate, prefers
@@ -54,12 +54,12 @@ class Answer(NamedTuple):
 class Surface:
     """A registry as HTTP sees it: its routes, their gate, the renderer that concurrent scrapes share, and the counting.
 
-    gate: by default the one that the registry's settings describe.
+    gate: by default the one that the registry's settings describe; closed: the body of its 403.
     """
 
-    def __init__(self, registry: Registry, gate: Guard | None = None) -> None:
+    def __init__(self, registry: Registry, gate: Guard | None = None, closed: str = CLOSED) -> None:
         self.registry = registry
-        self.gate = gate or Gate.from_settings(registry.settings, self.count_failure)
+        self.gate = gate or Gate.from_settings(registry.settings, self.count_failure, closed)
         self.renderer = Renderer(registry)
 
     def answer(self, request: Request) -> Answer:
