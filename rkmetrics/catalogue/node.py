@@ -1,8 +1,8 @@
 """Node vitals, `rkmetrics_node_*`: what a load balancer asks of a process. Declarations only.
 
 `registry.node` is the bound set. The ASGI middleware keeps the requests, the vitals collector what can be measured, the
-application its peers and what waits to be tried again: what nobody feeds has no series. /vitals and /telemetry are these
-numbers in the discovery protocol's names and units (collectors/vitals.py).
+application its peers and what waits to be tried again: what nobody feeds has no series. /vitals and /telemetry are
+these numbers in the discovery protocol's names and units (collectors/vitals.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Outcome(StrEnum):
 class Node(MetricSet, per_actor=False):
     """The node: whether it takes traffic, how much it has in hand, how full it is.
 
-    Usage is of the machine, or of the container's share of it: worker processes measure the same, and the highest counts.
+    Usage is of the machine, or of the container's share of it: workers measure the same, and the highest counts.
     """
 
     ready = Gauge("rkmetrics_node_ready", "1 while the node takes traffic, else 0; what /health says.", across="min")
