@@ -323,7 +323,7 @@ def _foreign_histogram(name: str, samples: Sequence[Sample]) -> bytes:
 
 
 def _foreign_summary(name: str, samples: Sequence[Sample]) -> bytes:
-    """Metric.summary = 4: sample_count = 1, sample_sum = 2, quantile = 3 (of 1 and value = 2), created_timestamp = 4."""
+    """Metric.summary = 4: sample_count = 1, sample_sum = 2, quantile = 3 (and value = 2), created_timestamp = 4."""
     single = {sample.name.removeprefix(name): sample.value for sample in samples}
     count = single.get("_count", 0.0)
     quantiles = [
