@@ -1,8 +1,8 @@
 """The life of actors, `rivetkit_actor_*`, and their key-value store, `pegboard_actor_kv_*`. Declarations only.
 
-Names, types, buckets and label values are those of RivetKit, so that its users keep their queries. What RivetKit declares
-and nothing could ever reach is left out; what it lacks is added (docs/decisions/0010-actor-families.md). The helpers that
-keep these numbers right are in rkmetrics/actor.py.
+Names, types, buckets and label values are those of RivetKit, so that its users keep their queries. What RivetKit
+declares and nothing could ever reach is left out; what it lacks is added (docs/decisions/0010-actor-families.md). The
+helpers that keep these numbers right are in rkmetrics/actor.py.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class StateWrite(StrEnum):
 
 
 class Subsystem(StrEnum):
-    """Work beside the actor's own loop, which a destroy waits for."""
+    """Work beside the actor's own loop, which a shutdown waits for."""
 
     INTERNAL_KEEP_AWAKE = "internal_keep_awake"
     HTTP_REQUESTS = "http_requests"
@@ -151,6 +151,7 @@ class Operation(StrEnum):
     """What waited in vain for a subsystem."""
 
     DESTROY_DRAIN = "destroy_drain"
+    SLEEP_DRAIN = "sleep_drain"
 
 
 class KvOp(StrEnum):
@@ -308,7 +309,7 @@ class Actors(MetricSet):
     )
     direct_subsystem_shutdown_warning = Counter(
         "rivetkit_actor_direct_subsystem_shutdown_warning_total",
-        "Subsystems that still had work when a destroy stopped to wait for them.",
+        "Subsystems that still had work when a shutdown stopped to wait for them.",
         renamed_from=_once(
             "rivet_actor_direct_subsystem_shutdown_warning_total",
             "rivet_rivetkit_actor_direct_subsystem_shutdown_warning_total",
