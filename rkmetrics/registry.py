@@ -155,15 +155,19 @@ class Registry:
         found = self._actors.get(actor_name)
         if found is not None:
             return found
-        from rkmetrics.actor import ActorMetrics
-
         name = self._names.admit(actor_name)
-        return self._actors.setdefault(name, ActorMetrics(self, name)) if name != OTHER else self._other_actor()
+        # Past the limit each call comes here: what "__other__" has is not made anew.
+        return self._actors.get(name) or self._actors.setdefault(name, self._new_actor(name))
 
-    def _other_actor(self) -> ActorMetrics:
+    def _new_actor(self, name: str) -> ActorMetrics:
         from rkmetrics.actor import ActorMetrics
 
-        return self._actors.setdefault(OTHER, ActorMetrics(self, OTHER))
+        return ActorMetrics(self, name)
+
+    def bind_admitted(self, set_class: type[SetT], name: str) -> SetT:
+        """The cells of a set for a name as it was admitted, so for "__other__" as well; for what `actor` makes."""
+        self.add_set(set_class)
+        return self._bound(set_class, self._tables[set_class], name)
 
     def release(self, actor_name: str) -> bool:
         """End an actor name: its series leave, its place is free. Cells still held count on, seen by nobody.
