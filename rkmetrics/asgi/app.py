@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rkmetrics.health import Health
     from rkmetrics.registry import Registry
 
-__all__ = ["Application", "Middleware", "app", "routes"]
+__all__ = ["Application", "Endpoint", "Middleware", "app", "routes"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rkmetrics.asgi.auth import CLOSED, Gate
 from rkmetrics.asgi.base import JSON, Later, Request, Response, Route, json_response, text_response
+from rkmetrics.catalogue import version
 from rkmetrics.catalogue.exporter import Route as RouteName
 from rkmetrics.exposition import choose_coding, negotiate, prefers
 from rkmetrics.exposition.render import Busy, Renderer
@@ -117,7 +118,7 @@ def _trouble(route: RouteName, error: Exception) -> Response:
 
 def _health(surface: Surface, _: Request) -> Response:
     report = surface.registry.health.check()
-    body: dict[str, object] = {"status": report.status, "runtime": RUNTIME, "version": _version(), **report.details}
+    body: dict[str, object] = {"status": report.status, "runtime": RUNTIME, "version": version(), **report.details}
     overflows = surface.registry.overflows()
     if overflows:
         # Counts only: the values are what strangers sent, and this page is open to strangers (T32).
@@ -136,7 +137,7 @@ def _metadata(surface: Surface, _: Request) -> Response:
         200,
         {
             "runtime": RUNTIME,
-            "version": _version(),
+            "version": version(),
             "cells": IMPLEMENTATION,
             "catalog": registry.catalog_version,
             "actorNames": {name: {"metadata": {}} for name in registry.actor_names()},
@@ -151,12 +152,6 @@ def _metadata(surface: Surface, _: Request) -> Response:
     )
 
 
-def _version() -> str:
-    from rkmetrics import __version__
-
-    return __version__
-
-
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,9 +159,10 @@ def _metrics(surface: Surface, request: Request) -> Response | Later:
     accept = request.combined(b"accept")
     if prefers(accept, JSON):
         return _vitals(surface, request)
-    names = _names(request)
-    if names is not None and len(names) > NAMES_LIMIT:
+    named = _names(request)
+    if len(named) > NAMES_LIMIT:
         return TOO_MANY_NAMES
+    names = frozenset(named) or None
     form, coding = negotiate(accept), choose_coding(request.combined(b"accept-encoding"))
 
     def run() -> Response:
@@ -178,10 +174,9 @@ def _metrics(surface: Surface, request: Request) -> Response | Later:
     return Later(run, arun)
 
 
-def _names(request: Request) -> frozenset[str] | None:
-    """The name[] fields: families or samples to show; None for all of them."""
-    names = [value.decode("utf-8", "replace") for name, value in request.fields() if name == b"name[]"]
-    return frozenset(names[: NAMES_LIMIT + 1]) if names else None
+def _names(request: Request) -> list[str]:
+    """The name[] fields: families or samples to show; none for all of them."""
+    return [value.decode("utf-8", "replace") for name, value in request.fields() if name == b"name[]"]
 
 
 def _page(form: Format, coding: Coding, body: bytes) -> Response:

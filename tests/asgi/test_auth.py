@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rkmetrics.asgi.auth import Access, Gate, TokenFile
+from rkmetrics.asgi.auth import Gate, TokenFile
 from rkmetrics.asgi.base import Request, Response
 from rkmetrics.catalogue.exporter import AuthFailure
+from rkmetrics.registry import Access
 from rkmetrics.settings import Secret, Settings
 
 RIGHT = b"s3cret"
@@ -28,8 +30,8 @@ def counted() -> Counted:
     return Counted()
 
 
-def gate_of(counted: Counted, access: Access | None = None, **values: object) -> Gate:
-    return Gate.from_settings(Settings(metrics_enabled=True, **values), access, counted.append)  # type: ignore[arg-type]
+def gate_of(counted: Counted, **values: object) -> Gate:
+    return Gate.from_settings(Settings(metrics_enabled=True, **values), counted.append)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -94,14 +96,12 @@ def test_the_gate_follows_the_table(values: dict[str, object], token: bytes | No
     assert gate.usable is (status != 403)
 
 
-def test_access_in_code_overrides_the_variable(counted: Counted) -> None:
-    assert ask(gate_of(counted, Access.open(), metrics_token=S(RIGHT))) == 200
-    assert ask(gate_of(counted, Access.token(), metrics_access="open", metrics_token=S(RIGHT))) == 401
-    assert ask(Gate.from_settings(Settings(), Access.open())) == 403  # not enabled at all
-
-
-def test_an_opened_gate_asks_for_nothing() -> None:
-    assert ask(Gate.opened()) == 200
+def test_access_in_code_overrides_the_variables() -> None:
+    guarded = Settings(metrics_enabled=True, metrics_token=S(RIGHT))
+    assert ask(Gate.from_settings(Access.open().applied(Settings()))) == 200
+    assert ask(Gate.from_settings(Access.open().applied(guarded))) == 200
+    assert ask(Gate.from_settings(Access.token().applied(replace(guarded, metrics_access="open")))) == 401
+    assert ask(Gate.from_settings(Access.token().applied(Settings(metrics_access="open")))) == 403
 
 
 # --- what is offered --------------------------------------------------------------------------------------------------
