@@ -15,10 +15,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rkmetrics.errors import RkMetricsError, ServeError, SettingsError
 from rkmetrics.settings import SETTINGS, Settings
+
+if TYPE_CHECKING:
+    from rkmetrics.guard import Budget
+    from rkmetrics.metricset import MetricSet
+    from rkmetrics.runtime import Node
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -68,20 +73,20 @@ def serve(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) 
     )
     with stop_signal() as wait:
         with running(plan) as node:
-            print("\n".join(_greeting(node)), flush=True)
+            print("\n".join(_greeting(node, opened=arguments.open)), flush=True)
             print(f"{wait()}: draining, then shutting down", file=sys.stderr, flush=True)
     print("stopped", file=sys.stderr)
     return FINE
 
 
-def _greeting(node: Any) -> Iterable[str]:
+def _greeting(node: Node, *, opened: bool) -> Iterable[str]:
     from rkmetrics import IMPLEMENTATION, __version__
 
-    settings: Settings = node.registry.settings
+    settings = node.registry.settings
     yield f"rkmetrics {__version__} ({IMPLEMENTATION} cells) serves at {node.url}"
     for path, what in SHOWN:
         yield f"  {node.url}{path:<12} {what}"
-    yield ACCESS[settings.metrics_enabled, settings.metrics_access]
+    yield OPENED if opened else ACCESS[settings.metrics_enabled, settings.metrics_access]
     yield from node.notes
     yield "Ctrl-C stops it."
 
@@ -93,6 +98,7 @@ SHOWN = (
     ("/metadata", "version, actor names, catalogue"),
     ("/telemetry", "the discovery protocol's nine families"),
 )
+OPENED = "Metrics are open to this host, without a token."
 ACCESS: Mapping[tuple[bool, str], str] = {
     (
         False,
@@ -156,7 +162,7 @@ def _catalogue_line(row: Mapping[str, Any]) -> str:
     return f"{row['type']:<9} {name}  {row['help']}"
 
 
-def _sets(app: str | None) -> Iterable[Any]:
+def _sets(app: str | None) -> Iterable[type[MetricSet]]:
     if app is None:
         from rkmetrics.catalogue import sets
 
@@ -181,7 +187,7 @@ def budget(arguments: Arguments, settings: Settings, environ: Mapping[str, str])
     return _print(arguments, found, _budget_lines(total))
 
 
-def _budget_lines(total: Any) -> Iterable[str]:
+def _budget_lines(total: Budget) -> Iterable[str]:
     yield f"{'metric':<60} {'series/name':>11} {'lines/name':>11} {'series':>9} {'lines':>9}"
     for metric in sorted(total.metrics, key=lambda metric: -metric.lines):
         yield (

@@ -20,13 +20,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rkmetrics.errors import MissingExtraError, ServeError
-from rkmetrics.registry import Access, Registry
+from rkmetrics.registry import Registry
 from rkmetrics.settings import Settings
 
 if TYPE_CHECKING:
     from rkmetrics.server import Server
 
-__all__ = ["EXTRAS", "Node", "Plan", "dialable", "extras", "is_loopback", "load_registry", "running", "stop_signal"]
+__all__ = ["EXTRAS", "Node", "Plan", "dialable", "extras", "load_registry", "running", "stop_signal"]
 
 # The extras of pyproject.toml: what each needs to be there.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -89,13 +89,9 @@ def running(plan: Plan) -> Iterator[Node]:
 
 
 def _registry(plan: Plan) -> Registry:
-    """The registry, with a gate that can open or is meant to be closed."""
+    """The registry, with a gate that can open, or is meant to be closed."""
     registry = load_registry(plan.app) if plan.app else Registry(plan.settings)
-    if plan.open:
-        if not is_loopback(plan.settings.host):
-            raise ServeError(f"--open is for loopback addresses, and {plan.settings.host!r} is none; {HOW_TO_OPEN}")
-        registry.settings = Access.open().applied(registry.settings)
-    elif registry.settings.metrics_enabled:
+    if registry.settings.metrics_enabled and not plan.open:
         from rkmetrics.asgi.auth import Gate
 
         if not Gate.from_settings(registry.settings).usable:
@@ -108,12 +104,12 @@ def _serve(plan: Plan, registry: Registry, notes: list[str]) -> Server:
 
     host, port = plan.settings.host, plan.settings.port
     try:
-        return serve(registry, port=port, host=host)
+        return serve(registry, port, host, open_loopback=plan.open)
     except ServeError as error:
         if not plan.any_port:
             raise
         notes.append(f"{error}; a free port was taken")
-        return serve(registry, port=0, host=host)
+        return serve(registry, 0, host, open_loopback=plan.open)
 
 
 def _start_push(plan: Plan, registry: Registry, stack: ExitStack, notes: list[str]) -> None:
@@ -170,18 +166,6 @@ def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # of the package around it
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost may resolve to anything: no."""
-    from ipaddress import ip_address
-
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
         return False
 
 
