@@ -17,6 +17,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any, TypeAlias, TypeVar, cast, final
 
 from rkmetrics.model import (
@@ -29,7 +30,18 @@ from rkmetrics.model import (
     is_unset,
 )
 
-__all__ = ["PEAK_REGION", "PEAK_SLOTS", "Block", "Bounds", "Counter", "Gauge", "GaugeShare", "Histogram", "gather", "peaks"]
+__all__ = [
+    "PEAK_REGION",
+    "PEAK_SLOTS",
+    "Block",
+    "Bounds",
+    "Counter",
+    "Gauge",
+    "GaugeShare",
+    "Histogram",
+    "gather",
+    "peaks",
+]
 
 # A peak's region: the seconds of a slot, then PEAK_SLOTS pairs of (slot number, highest value). Eight past slots and the
 # current one cover the window whatever the moment.
@@ -83,8 +95,6 @@ class Block:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> float:
-        if not 0 <= index < len(self.numbers):
-            raise IndexError("no such number in the block")
         return self.numbers[index]
 
     def at(self, offset: int, width: int) -> memoryview[float]:
@@ -99,7 +109,14 @@ class Block:
             try:
                 self.offer(offset, value, labels)
             except Exception as error:  # as the interpreter does where an exception has nowhere to go
-                sys.unraisablehook(sys.UnraisableHookArgs((type(error), error, None, "exemplar ignored", self.offer)))
+                report = SimpleNamespace(
+                    exc_type=type(error),
+                    exc_value=error,
+                    exc_traceback=error.__traceback__,
+                    err_msg=None,
+                    object=self.offer,
+                )
+                sys.unraisablehook(cast("Any", report))
 
 
 class Counter:
@@ -293,7 +310,9 @@ class Histogram:
         self._block, self._bounds = block, bounds
         self._numbers, self._offset = block.at(offset, width), offset
         if is_unset(self._numbers[offset]):
-            for i in reversed(range(offset, offset + width)):  # the first number last: it says whether the series exists
+            for i in reversed(
+                range(offset, offset + width)
+            ):  # the first number last: it says whether the series exists
                 self._numbers[i] = 0.0
 
     @_whole

@@ -68,7 +68,9 @@ class Guarded:
     def _fail(self, reason: str, error: BaseException | None) -> tuple[Family, ...]:
         if self._state != reason:  # once for each change, not for each scrape
             what = "did not answer within its %g s" % self.timeout_seconds if error is None else "raised"
-            logger.error("collector %r %s; its metrics are left out until it does better", self.name, what, exc_info=error)
+            logger.error(
+                "collector %r %s; its metrics are left out until it does better", self.name, what, exc_info=error
+            )
         self._state = reason
         self._failed(self.name, reason)
         return ()

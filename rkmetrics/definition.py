@@ -274,7 +274,10 @@ def _bounds_increase(d: MetricDefinition) -> Finding:
     if d.type is not MetricType.HISTOGRAM:
         return None
     if not d.bounds or not all(math.isfinite(bound) for bound in d.bounds):
-        return "a histogram has one finite bucket bound at least (+Inf is added)", "pass buckets=rk.LATENCY, or your own"
+        return (
+            "a histogram has one finite bucket bound at least (+Inf is added)",
+            "pass buckets=rk.LATENCY, or your own",
+        )
     if any(a >= b for a, b in zip(d.bounds, d.bounds[1:], strict=False)):
         return "bucket bounds increase strictly", "sort them and drop repeats"
     if len(d.bounds) > 100:

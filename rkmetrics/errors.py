@@ -66,7 +66,9 @@ class LabelValueError(RkMetricsError, KeyError):
 class SettingsError(RkMetricsError, ValueError):
     """A setting has a value that cannot be used; a secret's value is never part of the sentence."""
 
-    def __init__(self, name: str, value: object, expected: str, where: str = "environment", *, secret: bool = False) -> None:
+    def __init__(
+        self, name: str, value: object, expected: str, where: str = "environment", *, secret: bool = False
+    ) -> None:
         self.name, self.expected, self.where = name, expected, where
         shown = "<secret>" if secret else repr(value)
         super().__init__(f"{name}={shown}: expected {expected} ({where})")

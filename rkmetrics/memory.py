@@ -8,7 +8,7 @@ says that two workers' blocks belong together, `image` what a new one starts as.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from rkmetrics.cells import Block
@@ -26,15 +26,15 @@ EXEMPLAR_SECONDS = 0.1
 class Exemplars:
     """The latest exemplar at each place of a block; what a Block calls when an update carries one.
 
-    Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped and counted in
-    `dropped`: they are data, so they must not make an update fail that is right otherwise.
+    Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped, and `dropped` is
+    told: they are data, so they must not make an update fail that is right otherwise.
     """
 
-    __slots__ = ("_next", "dropped", "latest")
+    __slots__ = ("_dropped", "_next", "latest")
 
-    def __init__(self) -> None:
+    def __init__(self, dropped: Callable[[], object]) -> None:
         self.latest: dict[int, Exemplar] = {}
-        self.dropped = 0
+        self._dropped = dropped
         self._next: dict[int, float] = {}
 
     def __call__(self, offset: int, value: float, labels: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ class Exemplars:
             return
         pairs = _pairs(labels)
         if pairs is None:
-            self.dropped += 1
+            self._dropped()
             return
         self._next[offset] = now + EXEMPLAR_SECONDS
         self.latest[offset] = Exemplar(pairs, value, time.time())
@@ -66,8 +66,11 @@ def _pairs(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...] | None:
 class Memory(Protocol):
     """Hands out the memory of bound sets."""
 
-    def block(self, key: str, image: bytes) -> tuple[Block, Exemplars]:
-        """A block that starts as `image` (bytes of float64), and the exemplars of its cells."""
+    def block(self, key: str, image: bytes, dropped: Callable[[], object]) -> tuple[Block, Exemplars]:
+        """A block that starts as `image` (bytes of float64), and the exemplars of its cells.
+
+        dropped: called for each exemplar that cannot be kept.
+        """
         ...
 
 
@@ -77,6 +80,6 @@ class PrivateMemory:
     A forked child has a copy, as of all its memory; it counts on from there.
     """
 
-    def block(self, key: str, image: bytes) -> tuple[Block, Exemplars]:
-        exemplars = Exemplars()
+    def block(self, key: str, image: bytes, dropped: Callable[[], object]) -> tuple[Block, Exemplars]:
+        exemplars = Exemplars(dropped)
         return Block(bytearray(image), exemplars), exemplars

@@ -21,7 +21,7 @@ from weakref import ref
 from rkmetrics.cells import PEAK_REGION, PEAK_SLOTS, Block, Bounds, CounterCell, GaugeCell, HistogramCell, gather
 from rkmetrics.definition import OTHER, LabelDefinition, MetricDefinition, Rename, check
 from rkmetrics.errors import DefinitionError, LabelValueError
-from rkmetrics.memory import Exemplars, PrivateMemory
+from rkmetrics.memory import Exemplars
 from rkmetrics.model import UNSET_BYTES, MetricFamily, MetricType, Shape
 
 __all__ = [
@@ -73,7 +73,9 @@ def _words(values: Iterable[object]) -> Iterator[str]:
         elif isinstance(value, str):
             yield str(value.value) if isinstance(value, Enum) else value
         else:
-            raise DefinitionError("rk.OneOf", f"{value!r} is neither text nor an enumeration", "pass words: OneOf('a', 'b')")
+            raise DefinitionError(
+                "rk.OneOf", f"{value!r} is neither text nor an enumeration", "pass words: OneOf('a', 'b')"
+            )
 
 
 class Registered:
@@ -124,7 +126,9 @@ class Metric(Generic[CellT]):
     def __set_name__(self, owner: type, name: str) -> None:
         if not issubclass(owner, MetricSet):
             raise DefinitionError(
-                self.definition.name, f"declared in {owner.__name__}, which is not a MetricSet", "derive it from rk.MetricSet"
+                self.definition.name,
+                f"declared in {owner.__name__}, which is not a MetricSet",
+                "derive it from rk.MetricSet",
             )
         self.attribute = name
 
@@ -170,15 +174,22 @@ class Counter(Metric[CellT]):
     @overload
     def __init__(
         self: Counter[CounterCell],
-        name: str, help: str, *, renamed_from: Iterable[Rename] = (), exception: str = "",
+        name: str, help: str, /, *, renamed_from: Iterable[Rename] = (), exception: str = "",
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Counter[Cells[CounterCell]],
-        name: str, help: str, *, renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf | Registered,
+        name: str, help: str, /, *, renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf | Registered,
     ) -> None: ...  # fmt: skip
     def __init__(
-        self, name: str, help: str, *, renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf | Registered
+        self,
+        name: str,
+        help: str,
+        /,
+        *,
+        renamed_from: Iterable[Rename] = (),
+        exception: str = "",
+        **labels: OneOf | Registered,
     ) -> None:
         more = {"renamed_from": tuple(renamed_from), "exception": exception}
         self.definition = _define(name, MetricType.COUNTER, help, labels, **more)
@@ -193,18 +204,19 @@ class Gauge(Metric[CellT]):
     @overload
     def __init__(
         self: Gauge[GaugeCell],
-        name: str, help: str, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
+        name: str, help: str, /, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Gauge[Cells[GaugeCell]],
-        name: str, help: str, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
+        name: str, help: str, /, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
         **labels: OneOf | Registered,
     ) -> None: ...  # fmt: skip
     def __init__(
         self,
         name: str,
         help: str,
+        /,
         *,
         across: str = "",
         renamed_from: Iterable[Rename] = (),
@@ -224,19 +236,20 @@ class Histogram(Metric[CellT]):
     @overload
     def __init__(
         self: Histogram[HistogramCell],
-        name: str, help: str, *, buckets: Iterable[float] = LATENCY, native: bool = False,
+        name: str, help: str, /, *, buckets: Iterable[float] = LATENCY, native: bool = False,
         renamed_from: Iterable[Rename] = (), exception: str = "",
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Histogram[Cells[HistogramCell]],
-        name: str, help: str, *, buckets: Iterable[float] = LATENCY, native: bool = False,
+        name: str, help: str, /, *, buckets: Iterable[float] = LATENCY, native: bool = False,
         renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf | Registered,
     ) -> None: ...  # fmt: skip
     def __init__(
         self,
         name: str,
         help: str,
+        /,
         *,
         buckets: Iterable[float] = LATENCY,
         native: bool = False,
@@ -257,7 +270,7 @@ class Peak(Metric[None]):
     """
 
     def __init__(
-        self, name: str, help: str, *, of: Metric[GaugeCell], window_seconds: float = 120.0, exception: str = ""
+        self, name: str, help: str, /, *, of: Metric[GaugeCell], window_seconds: float = 120.0, exception: str = ""
     ) -> None:
         if of.definition.labels:
             raise DefinitionError(name, "the peak of a labelled gauge", "declare the peak of an unlabelled one")
@@ -270,7 +283,7 @@ class Peak(Metric[None]):
 class Info(Metric["Cells[GaugeCell]"]):
     """Declare a constant 1 whose labels the program fills in once (a version, a build). Sets without actor_name only."""
 
-    def __init__(self, name: str, help: str, **labels: Registered) -> None:
+    def __init__(self, name: str, help: str, /, **labels: Registered) -> None:
         # The text formats of Prometheus have no info type; every client writes a gauge that is 1.
         exception = "a constant that describes the process: the _info suffix is the convention"
         more = {"across": "max", "exception": exception}
@@ -352,7 +365,9 @@ class MetricSet:
         cls.layout = Layout(own)
 
     def __init__(self) -> None:
-        raise TypeError(f"{type(self).__name__} is bound, not made: registry.bind({type(self).__name__}, actor_name='...')")
+        raise TypeError(
+            f"{type(self).__name__} is bound, not made: registry.bind({type(self).__name__}, actor_name='...')"
+        )
 
     @classmethod
     def definitions(cls) -> tuple[MetricDefinition, ...]:
@@ -402,10 +417,14 @@ def _declare(cls: type[MetricSet], metric: Metric[Any]) -> None:
     """Check a metric against its set and against all sets declared so far."""
     definition = metric.definition = replace(metric.definition, per_actor=cls.per_actor)
     if metric.attribute in vars(MetricSet) or metric.attribute in MetricSet.__annotations__:
-        raise DefinitionError(definition.name, f"the attribute {metric.attribute!r} belongs to MetricSet", "choose another name")
+        raise DefinitionError(
+            definition.name, f"the attribute {metric.attribute!r} belongs to MetricSet", "choose another name"
+        )
     if cls.per_actor and definition.dynamic:
         raise DefinitionError(
-            definition.name, "labels registered at run time need a set without actor_name", "declare the set with per_actor=False"
+            definition.name,
+            "labels registered at run time need a set without actor_name",
+            "declare the set with per_actor=False",
         )
     known = _declared.get(definition.name)
     owner = known[0]() if known else None
@@ -464,7 +483,7 @@ class RegisteredCells(Cells[Any]):
             label = definition.labels[0]
             raise LabelValueError(definition.name, label.name, values[0], [f"one of {self.LIMIT} {label.described}"])
         start = UNSET_BYTES + _ZERO_BYTES * (self._column.shape.width - 1)
-        block = self._blocks.setdefault(values, PrivateMemory().block("", start)[0])
+        block = self._blocks.setdefault(values, Block(bytearray(start)))
         return self.setdefault(values if len(values) > 1 else values[0], _make(self._column, block, 0))
 
     def family(self, start_time: float) -> MetricFamily:

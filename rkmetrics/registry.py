@@ -8,6 +8,7 @@ guard.py), so bind, release and collect may run in any thread, finaliser or sign
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -22,7 +23,7 @@ from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
 from rkmetrics.health import Health
 from rkmetrics.memory import Memory, PrivateMemory
 from rkmetrics.metricset import Column, MetricSet, Peak, RegisteredCells
-from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily
+from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily, MetricType
 from rkmetrics.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,8 +36,10 @@ __all__ = ["BUILTIN", "Access", "Registry"]
 
 SetT = TypeVar("SetT", bound=MetricSet)
 
-# What a registry measures by itself: modules with install(registry), named and not imported, as they need psutil and asyncio
-# and `import rkmetrics` loads neither. They are loaded at the first collection.
+logger = logging.getLogger("rkmetrics")
+
+# What a registry measures by itself: a module with install(registry), named and not imported, as it is an outer ring and needs
+# psutil, which `import rkmetrics` does not load.
 BUILTIN = "rkmetrics.collectors"
 
 
@@ -96,10 +99,21 @@ class Registry:
         self._actors: dict[str, ActorMetrics] = {}
         self._refreshers: dict[Callable[[], object], None] = {}
         self._collectors: dict[str, Guarded] = {}
-        self._builtin_pending = [builtin] if builtin else []
         self._limit: tuple[int, int] = (0, 0)
-        # Bound now: it counts overflows, and those may come from a finaliser, where nothing should be imported.
-        self.exporter: Exporter = self.bind(_exporter_set())
+        # All that a bind, an update or a collection needs is loaded and bound now: they run in finalisers and signal handlers, and
+        # a child forked while some thread imports a module would wait for that import for ever.
+        self._load(builtin)
+
+    def _load(self, builtin: bool) -> None:
+        from rkmetrics import catalogue
+        from rkmetrics.actor import ActorMetrics
+        from rkmetrics.catalogue.exporter import Exporter
+
+        self._new_actor = ActorMetrics
+        self.exporter: Exporter = self.bind(Exporter)
+        self.exporter.build_info[catalogue.version(), catalogue.catalog_version()].set(1)
+        if builtin:
+            import_module(BUILTIN).install(self)
 
     # --- binding ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +130,9 @@ class Registry:
             for name in definition.sample_names():
                 owner = self._owners.setdefault(name, set_class)
                 if owner is not set_class:
-                    raise RegistryError(f"{definition.name} of {set_class.__name__} is taken by {owner.__name__} ({name})")
+                    raise RegistryError(
+                        f"{definition.name} of {set_class.__name__} is taken by {owner.__name__} ({name})"
+                    )
         self._tables.setdefault(set_class, {})
 
     def bind(self, set_class: type[SetT], *, actor_name: str | None = None) -> SetT:
@@ -134,7 +150,9 @@ class Registry:
                 raise TypeError(f"{set_class.__name__} has no actor_name label; bind it without one")
             return self._bound(set_class, table, "")
         if actor_name is None:
-            raise TypeError(f"{set_class.__name__} is labelled by actor_name; pass actor_name='...' (there is no default)")
+            raise TypeError(
+                f"{set_class.__name__} is labelled by actor_name; pass actor_name='...' (there is no default)"
+            )
         while True:
             name = self._names.admit(actor_name)
             bound: SetT = table.get(name) or self._bound(set_class, table, name)
@@ -146,7 +164,9 @@ class Registry:
         bound = table.get(name)
         if bound is not None:
             return bound
-        block, exemplars = self._memory.block(f"{set_class.__name__}/{name}", set_class.layout.image)
+        block, exemplars = self._memory.block(
+            f"{set_class.__name__}/{name}", set_class.layout.image, self._exemplar_dropped
+        )
         new = set_class._bind(name, block, exemplars, self._overflows, time.time())
         return table.setdefault(name, new)
 
@@ -157,12 +177,7 @@ class Registry:
             return found
         name = self._names.admit(actor_name)
         # Past the limit each call comes here: what "__other__" has is not made anew.
-        return self._actors.get(name) or self._actors.setdefault(name, self._new_actor(name))
-
-    def _new_actor(self, name: str) -> ActorMetrics:
-        from rkmetrics.actor import ActorMetrics
-
-        return ActorMetrics(self, name)
+        return self._actors.get(name) or self._actors.setdefault(name, self._new_actor(self, name))
 
     def bind_admitted(self, set_class: type[SetT], name: str) -> SetT:
         """The cells of a set for a name as it was admitted, so for "__other__" as well; for what `actor` makes."""
@@ -215,9 +230,6 @@ class Registry:
 
     def vitals(self) -> Vitals:
         """The vitals of this process, refreshed at most once a second."""
-        self._load_builtin()
-        from importlib import import_module
-
         read: Callable[[Registry], Vitals] = import_module("rkmetrics.collectors.vitals").read
         return read(self)
 
@@ -234,7 +246,9 @@ class Registry:
         late, the scrape goes on without it, counted in rkmetrics_collector_errors_total. Raises RegistryError for a name in use.
         """
         if not 0 < timeout_seconds <= 60:
-            raise RegistryError(f"collector {name!r}: timeout_seconds={timeout_seconds!r}: expected more than 0, at most 60")
+            raise RegistryError(
+                f"collector {name!r}: timeout_seconds={timeout_seconds!r}: expected more than 0, at most 60"
+            )
         guarded = Guarded(name, collect, timeout_seconds, self._collector_failed)
         if self._collectors.setdefault(name, guarded) is not guarded:
             raise RegistryError(f"a collector named {name!r} is there already; choose another name, or remove that one")
@@ -252,7 +266,6 @@ class Registry:
 
         names: only families with one of these names (a family's, or one of its samples'). Never raises because of a collector.
         """
-        self._load_builtin()
         foreign = self._foreign()
         for refresh in list(self._refreshers):
             self._refresh(refresh)
@@ -261,21 +274,11 @@ class Registry:
         wanted = own if names is None else [family for family in own if _wanted(family, names)]
         return (*wanted, *(family for family in foreign if names is None or family.name in names))
 
-    def _load_builtin(self) -> None:
-        """Load, once, what `import rkmetrics` and a first bind must not wait for."""
-        try:
-            self._builtin_pending.pop()  # one thread gets it
-        except IndexError:
-            return
-        import_module(BUILTIN).install(self)
-
     def _refresh(self, refresh: Callable[[], object]) -> None:
         try:
             refresh()
         except Exception:
-            import logging
-
-            logging.getLogger("rkmetrics").exception("refreshing metrics failed: %r", refresh)
+            logger.exception("refreshing metrics failed: %r", refresh)
             self._collector_failed(getattr(refresh, "__name__", "refresher"), "raised")
 
     def _foreign(self) -> tuple[Family, ...]:
@@ -288,16 +291,14 @@ class Registry:
         known = len(self._tables)
         if self._limit[0] != known:
             self._limit = (known, self.budget().series)
-        if not exporter.build_info:
-            from rkmetrics import catalogue
-
-            exporter.build_info[catalogue.version(), catalogue.catalog_version()].set(1)
         exporter.series_limit.set(self._limit[1])
         exporter.actor_names.set(len(self._names))
         exporter.actor_names_limit.set(self._names.limit)
-        exporter.series.set(sum(self._count_series(known) for known in list(self._tables)))
         for status, value in self.health.one_hot().items():
             exporter.health_state[status].set(value)
+        if exporter.series.value is None:
+            exporter.series.set(0)  # so that it counts itself from the first time on
+        exporter.series.set(sum(self._count_series(known) for known in list(self._tables)))
 
     def _count_series(self, known: type[MetricSet]) -> int:
         blocks = [bound._block for bound in list(self._tables[known].values())]
@@ -334,6 +335,9 @@ class Registry:
     def _count_overflow(self, metric: str, label: str) -> None:
         self.exporter.label_overflow[metric, label].inc()
 
+    def _exemplar_dropped(self) -> None:
+        self.exporter.exemplars_dropped.inc()
+
     def _collector_failed(self, name: str, reason: str) -> None:
         self.exporter.collector_errors[name, reason].inc()
 
@@ -341,15 +345,7 @@ class Registry:
         return f"<Registry: {len(self._tables)} sets, {len(self._names)} of {self._names.limit} actor names>"
 
 
-def _exporter_set() -> type[Exporter]:
-    from rkmetrics.catalogue.exporter import Exporter
-
-    return Exporter
-
-
 def _wanted(family: MetricFamily, names: Collection[str]) -> bool:
-    from rkmetrics.model import MetricType
-
     name = family.name
     if name in names or (family.shape.type is MetricType.COUNTER and name.removesuffix("_total") in names):
         return True

@@ -37,7 +37,17 @@ def catalog_version() -> str:
     from hashlib import sha256
 
     lines = sorted(
-        repr((d.name, d.type.value, [(label.name, label.values) for label in d.labels], d.bounds, d.native, d.across, d.per_actor))
+        repr(
+            (
+                d.name,
+                d.type.value,
+                [(label.name, label.values) for label in d.labels],
+                d.bounds,
+                d.native,
+                d.across,
+                d.per_actor,
+            )
+        )
         for each in sets()
         for d in each.definitions()
     )

@@ -65,7 +65,9 @@ class Exporter(MetricSet, per_actor=False):
         catalog=Registered("version of the catalogue"),
     )
     series = Gauge("rkmetrics_series", "Series that exist in this registry.", across="sum")
-    series_limit = Gauge("rkmetrics_series_limit", "Series that can exist at most: the worst case of the budget.", across="sum")
+    series_limit = Gauge(
+        "rkmetrics_series_limit", "Series that can exist at most: the worst case of the budget.", across="sum"
+    )
     actor_names = Gauge("rkmetrics_actor_names", "Actor names that are admitted.", across="max")
     actor_names_limit = Gauge("rkmetrics_actor_names_limit", "Actor names that can be admitted at most.", across="max")
     label_overflow = Counter(
@@ -98,5 +100,8 @@ class Exporter(MetricSet, per_actor=False):
         buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
     )
     health_state = Gauge(
-        "rkmetrics_health_state", "1 for the state that /health reports, 0 for the others.", across="sum", state=OneOf(Status)
+        "rkmetrics_health_state",
+        "1 for the state that /health reports, 0 for the others.",
+        across="sum",
+        state=OneOf(Status),
     )
