@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     from rkmetrics.metricset import MetricSet
     from rkmetrics.runtime import Node
 
-__all__ = ["COMMANDS", "Command", "main"]
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "budget",
+    "catalogue",
+    "docs",
+    "info",
+    "main",
+    "scrape_config",
+    "serve",
+    "show_settings",
+    "version",
+]
 
 FINE, FINDINGS, WRONG_USE = 0, 1, 2
 
@@ -80,7 +92,8 @@ def serve(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) 
 
 
 def _greeting(node: Node, *, opened: bool) -> Iterable[str]:
-    from rkmetrics import IMPLEMENTATION, __version__
+    from rkmetrics import __version__
+    from rkmetrics.cells import IMPLEMENTATION
 
     settings = node.registry.settings
     yield f"rkmetrics {__version__} ({IMPLEMENTATION} cells) serves at {node.url}"
@@ -117,8 +130,9 @@ def info(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -
     """Print what is installed and which cells run."""
     from platform import platform, python_version
 
-    from rkmetrics import IMPLEMENTATION, __version__
+    from rkmetrics import __version__
     from rkmetrics.catalogue import catalog_version
+    from rkmetrics.cells import IMPLEMENTATION
     from rkmetrics.runtime import extras
 
     found = {

@@ -1,7 +1,7 @@
 """A fleet that is not there: simulated actors and LLM workers, counted by the very calls that a service makes.
 
 It runs in an event loop of its own, in a daemon thread. A day passes in DAY_SECONDS; how many actors live and how much
-they do follows its curve. Each actor is a task that starts (and at times fails to), takes messages from its queue, errs,
+they do follows its curve. Each actor is a task that starts (and at times fails to), takes messages, errs,
 crashes, and shuts down. What happens is drawn from one seeded random source; only the timing is not repeatable.
 """
 

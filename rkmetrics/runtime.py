@@ -12,6 +12,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 # Either of them asks for the push (OpenTelemetry Protocol Exporter specification, "Configuration Options").
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+DRAIN_SECONDS = 0.5
 HOW_TO_OPEN = "set METRICS_TOKEN or METRICS_TOKEN_FILE, or METRICS_ACCESS=open to serve metrics to anybody"
 
 
@@ -83,9 +85,15 @@ def running(plan: Plan) -> Iterator[Node]:
         _start_push(plan, registry, stack, notes)
         stack.callback(health.begin_shutdown)
         _start_demo(plan, registry, stack)
-        stack.callback(health.begin_drain)
+        stack.callback(_drain, registry)
         health.start()
         yield Node(registry, server, tuple(notes))
+
+
+def _drain(registry: Registry) -> None:
+    """Turn traffic away, long enough for a check that is on its way to hear it."""
+    registry.health.begin_drain()
+    time.sleep(DRAIN_SECONDS)
 
 
 def _registry(plan: Plan) -> Registry:

@@ -357,14 +357,20 @@ SETTINGS: tuple[Setting, ...] = (
         "`open` serves metrics to everybody, without a token.",
         _ACCESS,
     ),
-    Setting("inspect_token", "RKMETRICS_INSPECT_TOKEN", SECRET, "The token of the inspect routes.", _ACCESS),
+    Setting(
+        "inspect_token",
+        "RKMETRICS_INSPECT_TOKEN",
+        SECRET,
+        "The token of the inspect routes; they are not part of this release.",
+        _ACCESS,
+    ),
     Setting("host", "RKMETRICS_HOST", HOST, "The address that `rkmetrics serve` and `rk.serve()` bind.", _EXPORTER),
     Setting("port", "RKMETRICS_PORT", PORT, "Its port; 0 takes a free one.", _EXPORTER),
     Setting(
         "shared_dir",
         "RKMETRICS_SHARED_DIR",
         TEXT,
-        "A folder in which the worker processes of one service share their cells. Unset: each process has its own.",
+        "A folder in which the worker processes of one service share their cells; not part of this release.",
         _EXPORTER,
     ),
     Setting(

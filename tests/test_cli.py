@@ -204,7 +204,7 @@ def test_serve_refuses_when_metrics_are_enabled_without_a_usable_token(token: st
     assert "METRICS_ACCESS=open" in out.stderr
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.invalid"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_open_is_refused_on_any_address_but_loopback(host: str) -> None:
     out = run("serve", "--open", "--port", "0", "--host", host)
     assert (out.returncode, out.stdout) == (2, "")

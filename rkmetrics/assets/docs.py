@@ -84,8 +84,8 @@ def _set_section(metric_set: type[MetricSet]) -> Iterator[str]:
     head = ("Metric", "Type", "Labels", "Workers", "Lines", "Meaning")
     yield from _table(head, (_metric_row(definition) for definition in definitions))
     yield ""
-    for definition in definitions:
-        yield from _notes(definition)
+    yield from _former_names(definitions)
+    yield from _exceptions(definitions)
 
 
 def _metric_row(definition: MetricDefinition) -> tuple[str, ...]:
@@ -105,12 +105,17 @@ def _labels(definition: MetricDefinition) -> Iterator[str]:
         yield f"{_code(label.name)}: {', '.join(map(_code, label.values)) or label.described}"
 
 
-def _notes(definition: MetricDefinition) -> Iterator[str]:
-    for rename in definition.renamed_from:
-        yield f"- {_code(definition.name)} was {_code(rename.name)} before {rename.since}."
-    if definition.exception:
-        yield f"- {_code(definition.name)} keeps its name: {definition.exception}."
-    if definition.renamed_from or definition.exception:
+def _former_names(definitions: Iterable[MetricDefinition]) -> Iterator[str]:
+    rows = [(_code(r.name), _code(d.name), r.since) for d in definitions for r in d.renamed_from]
+    if rows:
+        yield from _table(("Former name", "Name", "Since"), rows)
+        yield ""
+
+
+def _exceptions(definitions: Iterable[MetricDefinition]) -> Iterator[str]:
+    rows = [(_code(d.name), d.exception) for d in definitions if d.exception]
+    if rows:
+        yield from _table(("Name that breaks a rule", "Why it is kept"), rows)
         yield ""
 
 
