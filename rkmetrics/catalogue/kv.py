@@ -1,7 +1,7 @@
 """KV cache and load of LLM workers: `rkmetrics_kv_*` and `rkmetrics_worker_*`. Declarations only.
 
 Labelled by actor_name, which is the kind of worker (a model, a role such as "prefill"): worker ids are unbounded, and
-one worker is looked at through /kv_metrics. The numbers are Dynamo's ForwardPassMetrics (comments give its fields), in our
+one worker is looked at through /kv_metrics. The numbers are ForwardPassMetrics of Dynamo (comments name fields), in our
 units: ratios are 0 to 1, as Dynamo's "perc" fields are too. Usage comes with the size of its pool, hits with queries:
 ratios of sums are right over several workers, means of ratios are not.
 """

@@ -1,6 +1,6 @@
 """The process and its Python runtime: `process_*` as every Prometheus client names them, and `rkmetrics_*`.
 
-Declarations only; collectors/process.py, eventloop.py, gc.py and python.py feed them.
+Declarations only; collectors/process.py, eventloop.py, gc.py and interpreter.py feed them.
 """
 
 from __future__ import annotations
