@@ -141,15 +141,10 @@ def info(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -
         "catalog": catalog_version(),
         "python": python_version(),
         "platform": platform(),
-        "extras": {extra: "installed" if there else "missing" for extra, there in extras().items()},
     }
-    return _print(arguments, found, _info_lines(found))
-
-
-def _info_lines(found: Mapping[str, Any]) -> Iterable[str]:
-    for name, value in found.items():
-        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        yield f"{name:<9} {shown}"
+    there = {extra: "installed" if installed else "missing" for extra, installed in extras().items()}
+    lines = {**found, "extras": ", ".join(" ".join(pair) for pair in there.items())}
+    return _print(arguments, {**found, "extras": there}, (f"{name:<9} {value}" for name, value in lines.items()))
 
 
 def catalogue(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:

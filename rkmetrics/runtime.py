@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -73,7 +73,7 @@ class Node:
 
 
 @contextmanager
-def running(plan: Plan) -> Iterator[Node]:
+def running(plan: Plan) -> Generator[Node]:
     """Run a node inside the block. Raises ServeError when it must not, or cannot, start."""
     registry = _registry(plan)
     health, notes = registry.health, list[str]()
@@ -185,7 +185,7 @@ def dialable(host: str, port: int) -> str:
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], str]]:
+def stop_signal() -> Generator[Callable[[], str]]:
     """Catch SIGINT and SIGTERM inside the block; what it gives waits for the first of them and returns its name.
 
     After the first, both do what they did before, so a second one ends a stop that hangs. Main thread only.

@@ -36,11 +36,11 @@ def test_an_address_is_written_as_a_client_dials_it(host: str, address: str) -> 
 
 def test_a_node_is_healthy_inside_the_block_and_shut_down_after_it() -> None:
     with running(Plan(LOCAL)) as node:
-        assert node.registry.health.status is rk.Status.OK
+        assert node.registry.health.check().status is rk.Status.OK
         with urllib.request.urlopen(f"{node.url}/health", timeout=10) as answer:
             assert json.load(answer)["status"] == "ok"
         assert node.notes == ()
-    assert node.registry.health.status is rk.Status.SHUT_DOWN
+    assert node.registry.health.check().status is rk.Status.SHUT_DOWN
     with pytest.raises(OSError):
         urllib.request.urlopen(f"{node.url}/health", timeout=10)
 
@@ -49,7 +49,7 @@ def test_a_node_shuts_down_in_order_when_its_block_raises() -> None:
     with pytest.raises(ZeroDivisionError):
         with running(Plan(LOCAL, demo=True)) as node:
             raise ZeroDivisionError
-    assert node.registry.health.status is rk.Status.SHUT_DOWN
+    assert node.registry.health.check().status is rk.Status.SHUT_DOWN
 
 
 def test_open_leaves_the_settings_alone() -> None:
