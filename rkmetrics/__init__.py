@@ -10,7 +10,8 @@
     lobby.messages["text"].inc()
     rk.serve(registry, port=9090)
 
-Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve` and `rk.collectors` load what they need when they are first used.
+Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve` and `rk.collectors` load what they need when they
+are first used.
 """
 
 from __future__ import annotations

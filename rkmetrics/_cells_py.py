@@ -1,10 +1,10 @@
 """The readable cells: the specification that _cells.c obeys, and what runs where no compiler was.
 
-A cell is a place in a Block's memory and one method that changes it. Nothing here takes a lock: `numbers[i] += amount`, with both
-sides exact floats, runs no Python code and reaches no point at which CPython switches threads, runs signal handlers or
-collects garbage (those are calls and backward jumps), so it happens whole. Arguments become floats before memory is read,
-since a `__float__` may do anything. Without the GIL that no longer holds, and updates take a reentrant lock: reentrant, so
-that a finaliser that interrupts an update in its own thread goes on.
+A cell is a place in a Block's memory and one method that changes it. Nothing here takes a lock: `numbers[i] +=
+amount`, with both sides exact floats, runs no Python code and reaches no point at which CPython switches threads,
+runs signal handlers or collects garbage (those are calls and backward jumps), so it happens whole. Arguments become
+floats before memory is read, since a `__float__` may do anything. Without the GIL that no longer holds, and updates
+take a reentrant lock: reentrant, so that a finaliser that interrupts an update in its own thread goes on.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ __all__ = [
     "peaks",
 ]
 
-# A peak's region: the seconds of a slot, then PEAK_SLOTS pairs of (slot number, highest value). Eight past slots and the
-# current one cover the window whatever the moment.
+# A peak's region: the seconds of a slot, then PEAK_SLOTS pairs of (slot number, highest value). Eight past slots and
+# the current one cover the window whatever the moment.
 PEAK_SLOTS = 9
 PEAK_REGION = 1 + 2 * PEAK_SLOTS
 
@@ -101,7 +101,7 @@ class Block:
         """The block's numbers, once it is sure that `width` of them lie at `offset`. Raises IndexError."""
         if offset < 0 or width < 0 or offset > len(self.numbers) - width:
             raise IndexError(f"numbers {offset} to {offset + width} are outside a block of {len(self.numbers)}")
-        return cast("memoryview[float]", self.numbers)
+        return self.numbers
 
     def exemplar(self, offset: int, value: float, labels: Labels) -> None:
         """Hand an exemplar on. The observation is counted already, so a failing offer is reported only."""
@@ -319,8 +319,8 @@ class Histogram:
     def observe(self, value: float, *, exemplar: Labels | None = None) -> None:
         """Count one observation, in the base unit of the metric's name.
 
-        value: finite; negative only where the lowest bound is, since the sum is a counter (OpenMetrics 1.0, "Histogram").
-        Raises ValueError and leaves the cell unchanged.
+        value: finite; negative only where the lowest bound is, since the sum is a counter (OpenMetrics 1.0,
+        "Histogram"). Raises ValueError and leaves the cell unchanged.
         """
         if type(value) is not float:
             value = float(value)

@@ -1,7 +1,8 @@
 """Runs the collectors of a user, so that one that raises or hangs costs its own families and nothing else.
 
-Each runs in a daemon thread of its own while a scrape waits for it, up to its time limit. One that is still running is not
-started again: the scrape after the next finds out with no wait whether it came back. What it gave too late is dropped.
+Each runs in a daemon thread of its own while a scrape waits for it, up to its time limit. One that is still running
+is not started again: the scrape after the next finds out with no wait whether it came back. What it gave too late is
+dropped.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future, TimeoutError as FutureTimeout
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeAlias
 
 from rkmetrics.model import Family, ForeignFamily, MetricFamily
@@ -22,7 +24,7 @@ __all__ = ["Collect", "Guarded"]
 logger = logging.getLogger("rkmetrics")
 
 #: Refreshes cells of its own and returns None, or returns families. May be a coroutine function.
-Collect: TypeAlias = Callable[[], "Iterable[Family] | None | Awaitable[Iterable[Family] | None]"]
+Collect: TypeAlias = Callable[[], "Iterable[Family] | Awaitable[Iterable[Family] | None] | None"]
 
 _Result: TypeAlias = "Future[tuple[Family, ...]]"
 
@@ -67,7 +69,7 @@ class Guarded:
 
     def _fail(self, reason: str, error: BaseException | None) -> tuple[Family, ...]:
         if self._state != reason:  # once for each change, not for each scrape
-            what = "did not answer within its %g s" % self.timeout_seconds if error is None else "raised"
+            what = f"did not answer within its {self.timeout_seconds:g} s" if error is None else "raised"
             logger.error(
                 "collector %r %s; its metrics are left out until it does better", self.name, what, exc_info=error
             )

@@ -1,8 +1,9 @@
 """What a metric is, as data, and the rules that its name and labels must keep.
 
-The rules are Prometheus' own ("Metric and label naming", and what promtool's lint says), OpenMetrics' on units and reserved
-suffixes, and ours on cardinality. They are a table of small functions: each answers None, or (what is wrong, what to do).
-They run where a metric is declared, so that a bad name never reaches the wire; nothing is repaired at scrape time.
+The rules are Prometheus' own ("Metric and label naming", and what promtool's lint says), OpenMetrics' on units and
+reserved suffixes, and ours on cardinality. They are a table of small functions: each answers None, or (what is wrong,
+what to do). They run where a metric is declared, so that a bad name never reaches the wire; nothing is repaired at
+scrape time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ OTHER = "__other__"
 # How worker processes combine a gauge: there is no default, since every default is wrong for somebody.
 ACROSS = ("sum", "max", "min", "mean", "latest")
 
-# More series than this for one metric of one actor name is not "low cardinality" under any reading: 200 names of it would be
-# 800,000 series, ten times what Prometheus' own guidance allows one target.
+# More series than this for one metric of one actor name is not "low cardinality" under any reading: 200 names of it
+# would be 800,000 series, ten times what Prometheus' own guidance allows one target.
 MAX_COMBOS = 4096
 
 UNITS = ("seconds", "bytes", "ratio", "celsius", "meters", "volts", "amperes", "joules", "grams")
@@ -49,7 +50,8 @@ class Rename:
 
 @dataclass(frozen=True, slots=True)
 class LabelDefinition:
-    """A label and its values. `values` is empty when the program registers them at run time (`described` says which)."""
+    """A label and its values. `values` is empty when the program registers them at run time (`described` says
+    which)."""
 
     name: str
     values: tuple[str, ...]

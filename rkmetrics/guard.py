@@ -1,7 +1,8 @@
 """What keeps the number of series bounded: admission of actor names, overflow, and the budget.
 
-Nothing here takes a lock. Tables change by single dictionary or list operations that CPython runs whole (setdefault, pop,
-append), so a finaliser or a signal handler that comes in between finds a table that is right, and nothing waits for anything.
+Nothing here takes a lock. Tables change by single dictionary or list operations that CPython runs whole (setdefault,
+pop, append), so a finaliser or a signal handler that comes in between finds a table that is right, and nothing waits
+for anything.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ class Overflow:
     """What went to "__other__" of one label: how often, and up to five of the values, shortened."""
 
     count: int = 0
-    samples: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list[str])
     next_log: float = 0.0
 
 
 class Overflows:
-    """Counts label values that were not declared, or actor names past the limit, and says so once a minute for each label.
+    """Counts label values that were not declared, or actor names past the limit, and says so once a minute for each
+    label.
 
     count: called with (metric, label) each time, so that the registry's own counter rises. strict: raise instead.
     """
@@ -49,7 +51,8 @@ class Overflows:
         self.note(metric, label.name, value, f"one of: {', '.join(label.values)}")
 
     def note(self, metric: str, label: str, value: object, expected: str) -> None:
-        """Count one value as overflown. Keys are declared names only, so the table stays small whatever the values are."""
+        """Count one value as overflown. Keys are declared names only, so the table stays small whatever the values
+        are."""
         entry = self._table.setdefault((metric, label), Overflow())
         entry.count += 1
         self._count(metric, label)
@@ -94,8 +97,8 @@ class ActorNames:
     def admit(self, name: str) -> str:
         """The name itself, or "__other__" when the limit is reached.
 
-        Raises ActorNameError for a name that can never be one (empty, not text, not UTF-8, over 128 bytes, reserved), and at the
-        limit if strict.
+        Raises ActorNameError for a name that can never be one (empty, not text, not UTF-8, over 128 bytes, reserved),
+        and at the limit if strict.
         """
         if type(name) is str and name in self._names:
             return name

@@ -1,8 +1,8 @@
 """Where cells live. One kind so far: this process' own memory.
 
-A `Memory` hands out one Block for each bound set (a set of metrics, and an actor name). Whoever reads a snapshot asks the registry for
-blocks and never a Memory, so a file that several worker processes map is one more class here, and nothing else: `key` is what
-says that two workers' blocks belong together, `image` what a new one starts as.
+A `Memory` hands out one Block for each bound set (a set of metrics, and an actor name). Whoever reads a snapshot asks
+the registry for blocks and never a Memory, so a file that several worker processes map is one more class here, and
+nothing else: `key` is what says that two workers' blocks belong together, `image` what a new one starts as.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ __all__ = ["Exemplars", "Memory", "PrivateMemory"]
 # OpenMetrics 1.0, "Exemplars": names and values together MUST NOT exceed 128 UTF-8 characters.
 EXEMPLAR_CHARACTERS = 128
 
-# An exemplar is replaced at most this often: whoever looks wants a recent one, not each one, and the hot path is not for that.
+# An exemplar is replaced at most this often: whoever looks wants a recent one, not each one, and the hot path is not
+# for that.
 EXEMPLAR_SECONDS = 0.1
 
 
 class Exemplars:
     """The latest exemplar at each place of a block; what a Block calls when an update carries one.
 
-    Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped, and `dropped` is
+    Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped, and
+    `dropped` is
     told: they are data, so they must not make an update fail that is right otherwise.
     """
 

@@ -4,9 +4,10 @@
         messages = rk.Counter("chat_messages_total", "Messages handled.", kind=rk.OneOf("text", "image"))
         members  = rk.Gauge("chat_members", "Members in rooms.", across="sum")
 
-A declaration is checked where it stands. Binding a set gives an instance whose attributes are cells: `registry.bind(Chat,
-actor_name="lobby").members.set(12)`. All cells of one bound set lie side by side in one block of memory, so a snapshot is a copy of
-the same slice of each block, and releasing a name takes one block out of what is exposed.
+A declaration is checked where it stands. Binding a set gives an instance whose attributes are cells:
+`registry.bind(Chat, actor_name="lobby").members.set(12)`. All cells of one bound set lie side by side in one block of
+memory, so a snapshot is a copy of the same slice of each block, and releasing a name takes one block out of what is
+exposed.
 """
 
 from __future__ import annotations
@@ -101,10 +102,11 @@ class Overflowed(Protocol):
 
 
 class Cells(dict["str | tuple[str, ...]", CellT], Generic[CellT]):
-    """The cells of a labelled metric: `cells["text"]`, or `cells["text", "ok"]` for two labels, in their declared order.
+    """The cells of a labelled metric: `cells["text"]`, or `cells["text", "ok"]` for two labels, in their declared
+    order.
 
-    A value that was not declared gives the cell of "__other__" in its place; it is counted, said in the log, and never stored. Keep the
-    cell where the path is hot.
+    A value that was not declared gives the cell of "__other__" in its place; it is counted, said in the log, and
+    never stored. Keep the cell where the path is hot.
     """
 
     __slots__ = ("_bound", "_column")
@@ -141,6 +143,10 @@ class Metric(Generic[CellT]):
             return self
         # Not a data descriptor: what is stored in the instance is found there from now on.
         return cast("CellT", instance.__dict__.setdefault(self.attribute, instance._cell(self)))
+
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        """The cell of one series. peak: where the gauge's peak lies, or -1."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.definition.name}>"
@@ -179,7 +185,8 @@ class Counter(Metric[CellT]):
     @overload
     def __init__(
         self: Counter[Cells[CounterCell]],
-        name: str, help: str, /, *, renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf | Registered,
+        name: str, help: str, /, *, renamed_from: Iterable[Rename] = (), exception: str = "", **labels: OneOf |
+        Registered,
     ) -> None: ...  # fmt: skip
     def __init__(
         self,
@@ -194,11 +201,15 @@ class Counter(Metric[CellT]):
         more = {"renamed_from": tuple(renamed_from), "exception": exception}
         self.definition = _define(name, MetricType.COUNTER, help, labels, **more)
 
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        return CounterCell(block, offset)
+
 
 class Gauge(Metric[CellT]):
     """Declare a number that goes up and down. It has no series until it is set.
 
-    across: how worker processes combine: "sum", "max", "min", "mean" or "latest"; there is no default, as none is right for all.
+    across: how worker processes combine: "sum", "max", "min", "mean" or "latest"; there is no default, as none is
+    right for all.
     """
 
     @overload
@@ -225,6 +236,9 @@ class Gauge(Metric[CellT]):
     ) -> None:
         more = {"across": across, "renamed_from": tuple(renamed_from), "exception": exception}
         self.definition = _define(name, MetricType.GAUGE, help, labels, **more)
+
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        return GaugeCell(block, offset, peak)
 
 
 class Histogram(Metric[CellT]):
@@ -260,7 +274,10 @@ class Histogram(Metric[CellT]):
         bounds = tuple(float(bound) for bound in buckets)
         more = {"bounds": bounds, "native": native, "renamed_from": tuple(renamed_from), "exception": exception}
         self.definition = _define(name, MetricType.HISTOGRAM, help, labels, **more)
-        self.bounds = Bounds(bounds, native)
+        self._bounds = Bounds(bounds, native)
+
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        return HistogramCell(block, offset, self._bounds)
 
 
 class Peak(Metric[None]):
@@ -279,9 +296,13 @@ class Peak(Metric[None]):
         more = {"across": across, "window_seconds": window_seconds, "exception": exception}
         self.definition = _define(name, MetricType.GAUGE, help, {}, **more)
 
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        raise AttributeError(f"{self.definition.name} is read from the gauge it watches; update that one")
+
 
 class Info(Metric["Cells[GaugeCell]"]):
-    """Declare a constant 1 whose labels the program fills in once (a version, a build). Sets without actor_name only."""
+    """Declare a constant 1 whose labels the program fills in once (a version, a build). Sets without actor_name
+    only."""
 
     def __init__(self, name: str, help: str, /, **labels: Registered) -> None:
         # The text formats of Prometheus have no info type; every client writes a gauge that is 1.
@@ -289,12 +310,16 @@ class Info(Metric["Cells[GaugeCell]"]):
         more = {"across": "max", "exception": exception}
         self.definition = _define(name, MetricType.GAUGE, help, dict(labels), **more)
 
+    def make(self, block: Block, offset: int, peak: int) -> object:
+        return GaugeCell(block, offset)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """Where a metric lies in its set's blocks: `count` numbers from `offset`."""
+    """Where a metric lies in its set's blocks: `count` numbers from `offset`. make: (block, offset, peak) to a cell."""
 
-    metric: Metric[Any]
+    definition: MetricDefinition
+    make: Callable[[Block, int, int], object]
     shape: Shape
     offset: int
     count: int
@@ -330,21 +355,24 @@ def _column(metric: Metric[Any], offset: int, columns: dict[str, Column]) -> tup
     if isinstance(metric, Peak):
         gauge = columns[metric.of.attribute]
         slot = struct.pack("=d", definition.window_seconds / (PEAK_SLOTS - 1))
-        columns[metric.of.attribute] = Column(gauge.metric, gauge.shape, gauge.offset, 1, offset)
-        return Column(metric, shape, gauge.offset, 1, offset), slot + struct.pack("=d", -1.0) * (PEAK_REGION - 1)
+        columns[metric.of.attribute] = replace(gauge, peak=offset)
+        empty = struct.pack("=d", -1.0) * (PEAK_REGION - 1)
+        return Column(definition, metric.make, shape, gauge.offset, 1, offset), slot + empty
     if definition.dynamic:
-        return Column(metric, shape, offset, 0), b""
+        return Column(definition, metric.make, shape, offset, 0), b""
     places = tuple({value: i for i, value in enumerate((*label.values, OTHER))} for label in definition.labels)
     zero, unset = _ZERO_BYTES * shape.width, UNSET_BYTES + _ZERO_BYTES * (shape.width - 1)
     starts = [zero if definition.starts_at_zero and OTHER not in combo else unset for combo in shape.combos]
-    return Column(metric, shape, offset, len(shape.combos) * shape.width, -1, places), b"".join(starts)
+    count = len(shape.combos) * shape.width
+    return Column(definition, metric.make, shape, offset, count, -1, places), b"".join(starts)
 
 
 _declared: dict[str, tuple[ref[type[MetricSet]], MetricDefinition]] = {}
 
 
 class MetricSet:
-    """The metrics of one subject, declared once. `class Chat(rk.MetricSet)`; bind it with `registry.bind(Chat, actor_name=...)`.
+    """The metrics of one subject, declared once. `class Chat(rk.MetricSet)`; bind it with `registry.bind(Chat,
+    actor_name=...)`.
 
     `class Node(rk.MetricSet, per_actor=False)` has no actor_name label, for what a process has once.
     """
@@ -359,7 +387,7 @@ class MetricSet:
         if per_actor is not None:
             cls.per_actor = per_actor
         metrics = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
-        own = [metric for metric in metrics.values() if isinstance(metric, Metric)]
+        own: list[Metric[Any]] = [metric for metric in metrics.values() if isinstance(metric, Metric)]
         for metric in own:
             _declare(cls, metric)
         cls.layout = Layout(own)
@@ -372,7 +400,7 @@ class MetricSet:
     @classmethod
     def definitions(cls) -> tuple[MetricDefinition, ...]:
         """The metrics of this set, in the order of their declaration."""
-        return tuple(column.metric.definition for column in cls.layout.columns.values())
+        return tuple(column.definition for column in cls.layout.columns.values())
 
     @classmethod
     def _bind(
@@ -391,22 +419,26 @@ class MetricSet:
         column = type(self).layout.columns[metric.attribute]
         if metric.definition.dynamic:
             return RegisteredCells(self, column)
-        return Cells(self, column) if metric.definition.labels else _make(column, self._block, column.offset)
+        return (
+            Cells[Any](self, column)
+            if metric.definition.labels
+            else column.make(self._block, column.offset, column.peak)
+        )
 
     def _child(self, cells: Cells[Any], column: Column, key: object) -> object:
-        definition = column.metric.definition
-        values = key if isinstance(key, tuple) else (key,)
+        definition = column.definition
+        values: tuple[object, ...] = cast("tuple[object, ...]", key) if isinstance(key, tuple) else (key,)
         if len(values) != len(definition.labels):
             names = ", ".join(label.name for label in definition.labels)
             raise TypeError(f"{definition.name} takes a value for each of ({names}); got {key!r}")
-        known = tuple(self._known(column, i, value) for i, value in enumerate(values))
-        name = known if len(known) > 1 else known[0]
+        known = tuple([self._known(column, i, value) for i, value in enumerate(values)])
+        name = known if len(known) != 1 else known[0]
         # dict.get, as a look-up by index would come back here; setdefault, as another thread may have been first.
         cell = cells.get(name)
-        return cell if cell is not None else cells.setdefault(name, _make(column, self._block, column.place(known)))
+        return cell if cell is not None else cells.setdefault(name, column.make(self._block, column.place(known), -1))
 
     def _known(self, column: Column, index: int, value: object) -> str:
-        definition = column.metric.definition
+        definition = column.definition
         if isinstance(value, str) and value in column.places[index]:
             return str(value.value) if isinstance(value, Enum) else str(value)
         self._overflowed(definition.name, definition.labels[index], value)
@@ -442,24 +474,6 @@ def _redefines(cls: type, owner: type) -> bool:
     return (cls.__module__, cls.__qualname__) == (owner.__module__, owner.__qualname__) or issubclass(cls, owner)
 
 
-def _make(column: Column, block: Block, offset: int) -> object:
-    make = _CELLS[type(column.metric)]
-    return make(column, block, offset)
-
-
-def _no_cell(column: Column, block: Block, offset: int) -> object:
-    raise AttributeError(f"{column.metric.definition.name} is read from the gauge it watches; update that one")
-
-
-_CELLS: dict[type[Metric[Any]], Callable[[Column, Block, int], object]] = {
-    Counter: lambda column, block, offset: CounterCell(block, offset),
-    Gauge: lambda column, block, offset: GaugeCell(block, offset, column.peak),
-    Histogram: lambda column, block, offset: HistogramCell(block, offset, column.metric.bounds),
-    Info: lambda column, block, offset: GaugeCell(block, offset),
-    Peak: _no_cell,
-}
-
-
 class RegisteredCells(Cells[Any]):
     """The cells of a metric whose label values are registered at run time; each has memory of its own.
 
@@ -475,7 +489,7 @@ class RegisteredCells(Cells[Any]):
         self._blocks: dict[tuple[str, ...], Block] = {}
 
     def __missing__(self, key: str | tuple[str, ...]) -> Any:
-        definition = self._column.metric.definition
+        definition = self._column.definition
         values = tuple(str(value) for value in (key if isinstance(key, tuple) else (key,)))
         if len(values) != len(definition.labels):
             raise TypeError(f"{definition.name} takes {len(definition.labels)} label values; got {key!r}")
@@ -484,11 +498,11 @@ class RegisteredCells(Cells[Any]):
             raise LabelValueError(definition.name, label.name, values[0], [f"one of {self.LIMIT} {label.described}"])
         start = UNSET_BYTES + _ZERO_BYTES * (self._column.shape.width - 1)
         block = self._blocks.setdefault(values, Block(bytearray(start)))
-        return self.setdefault(values if len(values) > 1 else values[0], _make(self._column, block, 0))
+        return self.setdefault(values if len(values) != 1 else values[0], self._column.make(block, 0, -1))
 
     def family(self, start_time: float) -> MetricFamily:
         """A snapshot. Its shape is made anew each time: these are few, and change."""
-        definition, blocks = self._column.metric.definition, dict(self._blocks)
+        definition, blocks = self._column.definition, dict(self._blocks)
         shape = Shape(
             name=definition.name,
             type=definition.type,

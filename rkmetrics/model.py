@@ -1,13 +1,15 @@
 """Snapshots: what every reader of a registry starts from. Values only; nothing here knows cells, sockets or settings.
 
-A family is columnar. Its `Shape` is constant (name, type, help, label values, bucket bounds) and shared by all snapshots,
-so that an encoder may keep what it derives from it in `Shape.memo`; a snapshot adds the actor names and one array of numbers:
+A family is columnar. Its `Shape` is constant (name, type, help, label values, bucket bounds) and shared by all
+snapshots, so that an encoder may keep what it derives from it in `Shape.memo`; a snapshot adds the actor names and
+one array of numbers:
 
     values[(actor * len(shape.combos) + combo) * shape.width + k]
 
-`width` is 1 for counters and gauges. A histogram of n bounds has n + 1 bucket counts that are *not* cumulative (the last
-is +Inf), then the sum; with native buckets (`shape.native`) follow the zero bucket and NATIVE_BUCKETS exponential ones.
-A series whose first number is UNSET does not exist (a gauge never set, a series not started) and is not exposed.
+`width` is 1 for counters and gauges. A histogram of n bounds has n + 1 bucket counts that are *not* cumulative (the
+last is +Inf), then the sum; with native buckets (`shape.native`) follow the zero bucket and NATIVE_BUCKETS
+exponential ones. A series whose first number is UNSET does not exist (a gauge never set, a series not started) and is
+not exposed.
 """
 
 from __future__ import annotations
@@ -39,13 +41,15 @@ __all__ = [
     "is_unset",
 ]
 
-# A quiet NaN with a payload of ours ("RKM1"): cells canonicalise a NaN that a user sets, so no user value has these bits.
+# A quiet NaN with a payload of ours ("RKM1"): cells canonicalise a NaN that a user sets, so no user value has these
+# bits.
 UNSET_BYTES = struct.pack("=Q", 0x7FF8_0000_524B_4D31)
 UNSET: float = struct.unpack("=d", UNSET_BYTES)[0]
 
-# Native histograms have one schema, so that any two merge by addition (Prometheus "Native Histograms", section "Schema"):
-# schema 3 is eight buckets to a power of two, at most 9 % wide. Bucket i covers (2**((i-1)/8), 2**(i/8)]; indexes run from
-# 2**-20 (about a microsecond) to 2**20; smaller values count in the zero bucket, larger ones in the last.
+# Native histograms have one schema, so that any two merge by addition (Prometheus "Native Histograms", section
+# "Schema"): schema 3 is eight buckets to a power of two, at most 9 % wide. Bucket i covers (2**((i-1)/8), 2**(i/8)];
+# indexes run from 2**-20 (about a microsecond) to 2**20; smaller values count in the zero bucket, larger ones in the
+# last.
 NATIVE_SCHEMA = 3
 NATIVE_MIN_INDEX = -159
 NATIVE_MAX_INDEX = 160
@@ -124,8 +128,9 @@ class Series:
 class Shape:
     """What is constant about a family. Two snapshots of one family share the very same Shape.
 
-    name: as in text 0.0.4 (counters end in _total). label_names: without actor_name. combos: the label values of each series of
-    one actor name. bounds: upper bounds of classic buckets without +Inf. across: how worker processes combine.
+    name: as in text 0.0.4 (counters end in _total). label_names: without actor_name. combos: the label values of each
+    series of one actor name. bounds: upper bounds of classic buckets without +Inf. across: how worker processes
+    combine.
     memo: for encoders, keyed by themselves; holds derived constants, never numbers.
     """
 
@@ -139,7 +144,7 @@ class Shape:
     per_actor: bool = True
     native: bool = False
     across: str = "sum"
-    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict[Any, Any], repr=False)
 
     @property
     def width(self) -> int:
@@ -161,7 +166,7 @@ class MetricFamily:
     actor_names: tuple[str, ...]
     values: Sequence[float]
     start_times: tuple[float, ...]
-    exemplars: Mapping[int, Exemplar] = field(default_factory=dict)
+    exemplars: Mapping[int, Exemplar] = field(default_factory=dict[int, Exemplar])
 
     @property
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """Which twin runs: the compiled modules, or the readable ones. Decided once, for all of them together.
 
-RKMETRICS_PURE_PYTHON=1 forces the readable ones; where the compiled ones were not built, or do not load, they run as well.
-`IMPLEMENTATION` says which: "c" or "python".
+RKMETRICS_PURE_PYTHON=1 forces the readable ones; where the compiled ones were not built, or do not load, they run as
+well. `IMPLEMENTATION` says which: "c" or "python".
 """
 
 from __future__ import annotations

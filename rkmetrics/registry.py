@@ -1,8 +1,8 @@
 """The registry: sets bound to actor names, and the snapshot of them all.
 
-`bind` hands out cells once; updates never come here again. `collect` copies memory: for each metric the same slice of each block,
-without a lock, without touching a Python object for each series. Tables change by single dictionary operations (see
-guard.py), so bind, release and collect may run in any thread, finaliser or signal handler.
+`bind` hands out cells once; updates never come here again. `collect` copies memory: for each metric the same slice of
+each block, without a lock, without touching a Python object for each series. Tables change by single dictionary
+operations (see guard.py), so bind, release and collect may run in any thread, finaliser or signal handler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rkmetrics.errors import RegistryError
 from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
 from rkmetrics.health import Health
 from rkmetrics.memory import Memory, PrivateMemory
-from rkmetrics.metricset import Column, MetricSet, Peak, RegisteredCells
+from rkmetrics.metricset import Column, MetricSet, RegisteredCells
 from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily, MetricType
 from rkmetrics.settings import Settings
 
@@ -38,13 +38,14 @@ SetT = TypeVar("SetT", bound=MetricSet)
 
 logger = logging.getLogger("rkmetrics")
 
-# What a registry measures by itself: a module with install(registry), named and not imported, as it is an outer ring and needs
-# psutil, which `import rkmetrics` does not load.
+# What a registry measures by itself: a module with install(registry), named and not imported, as it is an outer ring
+# and needs psutil, which `import rkmetrics` does not load.
 BUILTIN = "rkmetrics.collectors"
 
 
 class Access:
-    """Who may read metrics: `Access.token()` (METRICS_ENABLED and METRICS_TOKEN decide) or `Access.open()` (everybody)."""
+    """Who may read metrics: `Access.token()` (METRICS_ENABLED and METRICS_TOKEN decide) or `Access.open()`
+    (everybody)."""
 
     __slots__ = ("mode",)
 
@@ -72,9 +73,9 @@ class Access:
 class Registry:
     """Holds bound metric sets, and answers snapshots of them.
 
-    settings: by default from the environment (SettingsError names what is wrong there). strict: raise where production counts
-    "__other__"; for tests. serverless: "no link yet" is healthy. access: overrides METRICS_ACCESS. builtin: also measure this process
-    (process_*, runtime, node vitals).
+    settings: by default from the environment (SettingsError names what is wrong there). strict: raise where
+    production counts "__other__"; for tests. serverless: "no link yet" is healthy. access: overrides METRICS_ACCESS.
+    builtin: also measure this process (process_*, runtime, node vitals).
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class Registry:
         self._refreshers: dict[Callable[[], object], None] = {}
         self._collectors: dict[str, Guarded] = {}
         self._limit: tuple[int, int] = (0, 0)
-        # All that a bind, an update or a collection needs is loaded and bound now: they run in finalisers and signal handlers, and
-        # a child forked while some thread imports a module would wait for that import for ever.
+        # All that a bind, an update or a collection needs is loaded and bound now: they run in finalisers and signal
+        # handlers, and a child forked while some thread imports a module would wait for that import for ever.
         self._load(builtin)
 
     def _load(self, builtin: bool) -> None:
@@ -124,7 +125,8 @@ class Registry:
         """
         if set_class in self._tables:
             return
-        if not isinstance(set_class, type) or not issubclass(set_class, MetricSet) or set_class is MetricSet:
+        given: object = set_class
+        if not isinstance(given, type) or not issubclass(given, MetricSet) or given is MetricSet:
             raise RegistryError(f"{set_class!r} is not a set of metrics; derive a class from rk.MetricSet")
         for definition in set_class.definitions():
             for name in definition.sample_names():
@@ -138,10 +140,10 @@ class Registry:
     def bind(self, set_class: type[SetT], *, actor_name: str | None = None) -> SetT:
         """The cells of a set for one actor name; the same object each time.
 
-        A name past the limit binds "__other__". Raises ActorNameError for a name that can never be admitted, TypeError where the
-        set has no actor_name label and one is given, or the reverse.
+        A name past the limit binds "__other__". Raises ActorNameError for a name that can never be admitted,
+        TypeError where the set has no actor_name label and one is given, or the reverse.
         """
-        table = self._tables.get(set_class)
+        table: dict[str, SetT] | None = self._tables.get(set_class)
         if table is None:
             self.add_set(set_class)
             table = self._tables[set_class]
@@ -155,7 +157,7 @@ class Registry:
             )
         while True:
             name = self._names.admit(actor_name)
-            bound: SetT = table.get(name) or self._bound(set_class, table, name)
+            bound = self._bound(set_class, table, name)
             if name == OTHER or name in self._names:  # not released while it was bound
                 return bound
             table.pop(name, None)
@@ -242,8 +244,9 @@ class Registry:
     def add_collector(self, collect: Collect, *, name: str, timeout_seconds: float = 1.0) -> None:
         """Collect from elsewhere at each scrape, in a thread of its own and for at most `timeout_seconds`.
 
-        collect: sets cells and returns None, or returns families (rkmetrics.model); may be a coroutine function. If it raises or is
-        late, the scrape goes on without it, counted in rkmetrics_collector_errors_total. Raises RegistryError for a name in use.
+        collect: sets cells and returns None, or returns families (rkmetrics.model); may be a coroutine function. If
+        it raises or is late, the scrape goes on without it, counted in rkmetrics_collector_errors_total. Raises
+        RegistryError for a name in use.
         """
         if not 0 < timeout_seconds <= 60:
             raise RegistryError(
@@ -264,7 +267,8 @@ class Registry:
     def collect(self, names: Collection[str] | None = None) -> tuple[Family, ...]:
         """A snapshot: one immutable family for each metric, in the order of their declaration.
 
-        names: only families with one of these names (a family's, or one of its samples'). Never raises because of a collector.
+        names: only families with one of these names (a family's, or one of its samples'). Never raises because of a
+        collector.
         """
         foreign = self._foreign()
         for refresh in list(self._refreshers):
@@ -305,7 +309,7 @@ class Registry:
         return sum(
             len(blocks) * len(column.shape.combos) - gather(blocks, column.offset, column.count).count(UNSET_BYTES)
             for column in known.layout.columns.values()
-            if column.count and not isinstance(column.metric, Peak)
+            if column.count and not column.definition.window_seconds
         )
 
     def _families(self, known: type[MetricSet]) -> list[MetricFamily]:
@@ -318,11 +322,11 @@ class Registry:
         carry = any(each._exemplars.latest for each in bound)
         families: list[MetricFamily] = []
         for attribute, column in known.layout.columns.items():
-            if column.metric.definition.dynamic:
+            if column.definition.dynamic:
                 cells: RegisteredCells = getattr(bound[0], attribute)
                 families.append(cells.family(starts[0]))
                 continue
-            if isinstance(column.metric, Peak):
+            if column.definition.window_seconds:
                 numbers = peaks(blocks, column.offset, column.peak, time.monotonic())
             else:
                 numbers = gather(blocks, column.offset, column.count)

@@ -8,7 +8,6 @@ import math
 import struct
 import sys
 import threading
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from rkmetrics import _cells_py, model
 from rkmetrics.cells import HistogramCell, Timer
 
 try:
-    native: ModuleType | None = importlib.import_module("rkmetrics._cells")
+    native: Any = importlib.import_module("rkmetrics._cells")
 except ImportError:
     native = None
 
@@ -138,13 +137,11 @@ class TestCounter:
 class TestGauge:
     def test_is_unset_until_it_is_updated_and_again_after_clear(self, cells: Any) -> None:
         gauge = cells.Gauge(block(cells), 0)
-        assert gauge.value is None
-        gauge.inc()
-        assert gauge.value == 1.0
-        gauge.clear()
-        assert gauge.value is None
-        gauge.dec(2)
-        assert gauge.value == -2.0
+        seen = [gauge.value]
+        for update in (gauge.inc, gauge.clear, gauge.dec):
+            update()
+            seen.append(gauge.value)
+        assert seen == [None, 1.0, None, -1.0]
 
     @pytest.mark.parametrize("value", [0.0, -1.5, math.inf, -math.inf, 1e308, 5e-324])
     def test_takes_any_number(self, cells: Any, value: float) -> None:
@@ -172,7 +169,7 @@ class TestGauge:
 
 class TestPeak:
     def region(self, cells: Any, slot_seconds: float) -> bytes:
-        return struct.pack("=d", slot_seconds) + struct.pack("=d", -1.0) * (cells.PEAK_REGION - 1)
+        return struct.pack(f"={cells.PEAK_REGION}d", slot_seconds, *[-1.0] * (cells.PEAK_REGION - 1))
 
     def read(self, cells: Any, b: Any, now: float) -> float:
         (value,) = struct.unpack("=d", cells.peaks([b], 0, 1, now))
@@ -353,7 +350,7 @@ class TestBlock:
     @pytest.mark.parametrize("offset", [-1, 2, 10**18])
     def test_cells_lie_inside_it(self, cells: Any, offset: int) -> None:
         b = block(cells, 2)
-        makers = [lambda: cells.Counter(b, offset), lambda: cells.Gauge(b, offset)]
+        makers: list[Any] = [lambda: cells.Counter(b, offset), lambda: cells.Gauge(b, offset)]
         makers.append(lambda: cells.Histogram(b, offset, cells.Bounds((1.0,))))
         for make in makers:
             with pytest.raises(IndexError):
@@ -508,15 +505,21 @@ class TestReferences:
         share.dec(amount=2)
         share.close()
         gauge.share().set(1)
-        for wrong in (
+        wrongs: list[Any] = [
             lambda: counter.inc(-1),
             lambda: counter.inc("x"),
             lambda: h.observe(-1),
             lambda: counter.inc(by=1),
-        ):
+        ]
+        for wrong in wrongs:
             with pytest.raises((ValueError, TypeError)):
                 wrong()
-        for bad in (lambda: cells.Counter(b, 99), lambda: cells.gather([1], 0, 1), lambda: cells.Bounds((2.0, 1.0))):
+        bads: list[Any] = [
+            lambda: cells.Counter(b, 99),
+            lambda: cells.gather([1], 0, 1),
+            lambda: cells.Bounds((2.0, 1.0)),
+        ]
+        for bad in bads:
             with pytest.raises((IndexError, TypeError, ValueError)):
                 bad()
         cells.gather([b, b], 0, 8)
@@ -588,7 +591,7 @@ class TestTimer:
             await asyncio.sleep(seconds)
             return "done"
 
-        assert await asyncio.gather(wait(0.01), wait(0.02)) == ["done", "done"]
+        assert list(await asyncio.gather(wait(0.01), wait(0.02))) == ["done", "done"]
         async with cell.time() as timer:
             assert isinstance(timer, Timer)
         assert cell.count == 3

@@ -172,4 +172,4 @@ def test_labels_registered_at_run_time_are_for_sets_without_actor_name() -> None
     with pytest.raises(rk.DefinitionError, match="per_actor=False"):
 
         class Bad(rk.MetricSet):
-            x = rk.Counter("bad_x_total", "Help.", name=Registered("things"))  # type: ignore[arg-type]
+            x = rk.Counter("bad_x_total", "Help.", name=Registered("things"))

@@ -29,8 +29,9 @@ def registry(**kwargs: Any) -> rk.Registry:
 
 
 def values(registry: rk.Registry, name: str) -> dict[tuple[str, ...], Any]:
+    family: Any
     (family,) = registry.collect([name])
-    return {tuple(value for _, value in series.labels): series.value for series in family.series()}  # type: ignore[union-attr]
+    return {tuple(value for _, value in series.labels): series.value for series in family.series()}
 
 
 def test_the_attribute_is_the_cell_itself_and_stays_the_same() -> None:

@@ -1,7 +1,7 @@
 """The metrics that rkmetrics ships, and their version. Declarations live in the modules beside; SETS lists them.
 
-`catalog_version` is a digest of every definition: two exporters with the same one mean the same thing by each name, and a rule file can
-say for which one it was written.
+`catalog_version` is a digest of every definition: two exporters with the same one mean the same thing by each name,
+and a rule file can say for which one it was written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def sets() -> tuple[type[MetricSet], ...]:
 
 @cache
 def catalog_version() -> str:
-    """Eight hex digits over the definitions of all sets that ship: names, types, labels, values, bounds, aggregation."""
+    """Eight hex digits over the definitions of all sets that ship: names, types, labels, values, bounds,
+    aggregation."""
     from hashlib import sha256
 
     lines = sorted(
