@@ -278,7 +278,7 @@ class Task(Guard):
             def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
                 made: Any = function(*args, **kwargs)
                 with task():
-                    return (yield from made)
+                    return (yield from cast("Generator[Any, Any, Any]", made))
 
             return cast("Callable[P, R]", generator)
 
