@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from rkmetrics.health import Phase
 if TYPE_CHECKING:
     from rkmetrics.registry import Registry
 
-__all__ = ["Limits", "Server", "serve"]
+__all__ = ["Connection", "Limits", "Server", "State", "serve"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ MENDS = {
     errno.EADDRNOTAVAIL: "not an address of this machine; choose one that is, such as 127.0.0.1 (RKMETRICS_HOST)",
     errno.EACCES: "the system does not allow it; ports below 1024 need a privilege",
 }
+RESET = struct.pack("ii", 1, 0)  # linger for no time: what is unsent is thrown away
 NO_MORE_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -116,12 +118,13 @@ def serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     where = f"cannot serve on {host!r}, port {port!r}"
+    if not 0 <= port <= 65_535:
+        raise ServeError(f"{where}: expected a port from 0 to 65535")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise ServeError(f"{where}: {error}; expected a host name or an address, and a port from 0 to 65535") from None
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ServeError(f"{where}: {error}; expected a name or an address of this machine") from None
+    family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # elsewhere it would let two servers have one port
@@ -129,10 +132,9 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(128)
         listener.setblocking(False)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
-        mend = MENDS.get(error.errno or 0, str(error)) if isinstance(error, OSError) else str(error)
-        raise ServeError(f"{where}: {mend}") from error
+        raise ServeError(f"{where}: {MENDS.get(error.errno or 0, str(error))}") from error
     return listener
 
 
@@ -221,7 +223,7 @@ class Server:
             while self._closing is None:
                 self._turn()
             self._stop_listening()
-            while self._connections and time.monotonic() < self._closing:
+            while self._answering() and time.monotonic() < self._closing:
                 self._turn()
         finally:
             self._tear_down()
@@ -237,7 +239,7 @@ class Server:
                 self._drive(key.data)
         now = time.monotonic()
         for connection in [each for each in self._connections if each.deadline <= now]:
-            self._drop(connection)
+            self._cut(connection)
         if 0 < self._accepting_from <= now:
             self._accepting_from = 0.0
             self._selector.register(self._listener, EVENT_READ)
@@ -290,8 +292,14 @@ class Server:
         """Drop the client that has been in its state for the longest. False when all of them wait for us."""
         slow = [each for each in self._connections if each.state is not State.WORK]
         if slow:
-            self._drop(min(slow, key=lambda each: each.since))
+            self._cut(min(slow, key=lambda each: each.since))
         return bool(slow)
+
+    def _cut(self, connection: Connection) -> None:
+        """Drop a slow client with a reset, so that the system does not go on sending what it does not read."""
+        with suppress(OSError):
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._drop(connection)
 
     def _drop(self, connection: Connection) -> None:
         if self._connections.pop(connection, self) is self:
@@ -439,6 +447,9 @@ class Server:
             if connection.state in (State.IDLE, State.HEAD, State.LINGER):
                 self._drop(connection)
 
+    def _answering(self) -> bool:
+        return any(connection.state in (State.WORK, State.SEND) for connection in self._connections)
+
     def _tear_down(self) -> None:
         self._workers.stop()
         for connection in list(self._connections):
@@ -461,7 +472,9 @@ class Server:
 
 def _parsed(head: bytes) -> Head:
     if len(head) > HEAD_LIMIT_BYTES:
-        raise Refused(431 if b"\r\n" in head else 414, f"a head of more than {HEAD_LIMIT_BYTES} bytes")
+        raise Refused(
+            431 if b"\r\n" in head[:HEAD_LIMIT_BYTES] else 414, f"a head of more than {HEAD_LIMIT_BYTES} bytes"
+        )
     return parse_head(head)
 
 

@@ -5,6 +5,7 @@ Bytes stay bytes: a header is what came over the wire, so that no byte of it can
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -140,6 +141,4 @@ def text_response(status: int, text: str, headers: Headers = ()) -> Response:
 
 def json_response(status: int, value: Mapping[str, object]) -> Response:
     """Return a JSON answer of one line."""
-    import json  # not on the path of `import rkmetrics`
-
     return Response(status, json.dumps(value, separators=(",", ":")).encode() + b"\n", JSON)

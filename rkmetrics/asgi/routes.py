@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from rkmetrics.asgi.auth import CLOSED, Gate
 from rkmetrics.asgi.base import JSON, Later, Request, Response, Route, json_response, text_response
+from rkmetrics.asgi.off_loop import off_loop
 from rkmetrics.catalogue import version
 from rkmetrics.catalogue.exporter import Route as RouteName
+from rkmetrics.cells import IMPLEMENTATION
 from rkmetrics.exposition import choose_coding, negotiate, prefers
 from rkmetrics.exposition.render import Busy, Renderer
 from rkmetrics.model import ForeignFamily, MetricType, Sample
@@ -130,26 +133,24 @@ def _health(surface: Surface, _: Request) -> Response:
 
 
 def _metadata(surface: Surface, _: Request) -> Response:
-    from rkmetrics.cells import IMPLEMENTATION
-
     registry, settings = surface.registry, surface.registry.settings
-    return json_response(
-        200,
-        {
-            "runtime": RUNTIME,
-            "version": version(),
-            "cells": IMPLEMENTATION,
-            "catalog": registry.catalog_version,
-            "actorNames": {name: {"metadata": {}} for name in registry.actor_names()},
-            # Which wire we speak, not where: addresses and URLs may carry credentials.
-            "wire": {
-                "requestPlane": settings.request_plane,
-                "kvPlane": settings.kv_plane,
-                "dynWire": settings.wire,
-                "namespace": settings.namespace,
-            },
-        },
-    )
+    names: Mapping[str, object] = {name: {"metadata": {}} for name in registry.actor_names()}
+    # Which wire we speak, not where: addresses and URLs may carry credentials.
+    wire: Mapping[str, object] = {
+        "requestPlane": settings.request_plane,
+        "kvPlane": settings.kv_plane,
+        "dynWire": settings.wire,
+        "namespace": settings.namespace,
+    }
+    body: Mapping[str, object] = {
+        "runtime": RUNTIME,
+        "version": version(),
+        "cells": IMPLEMENTATION,
+        "catalog": registry.catalog_version,
+        "actorNames": names,
+        "wire": wire,
+    }
+    return json_response(200, body)
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -220,8 +221,6 @@ def _telemetry(surface: Surface, request: Request) -> Later:
 
 
 def _fields(vitals: Vitals) -> dict[str, object]:
-    from dataclasses import asdict
-
     return asdict(vitals)
 
 
@@ -242,8 +241,6 @@ def _families(vitals: Vitals) -> list[ForeignFamily]:
 
 def _later(run: Callable[[], Response]) -> Later:
     async def arun() -> Response:
-        from rkmetrics.asgi.off_loop import off_loop
-
         return await off_loop(run)
 
     return Later(run, arun)
