@@ -184,7 +184,8 @@ class Registry:
     def bind_admitted(self, set_class: type[SetT], name: str) -> SetT:
         """The cells of a set for a name as it was admitted, so for "__other__" as well; for what `actor` makes."""
         self.add_set(set_class)
-        return self._bound(set_class, self._tables[set_class], name)
+        table: dict[str, SetT] = self._tables[set_class]
+        return self._bound(set_class, table, name)
 
     def release(self, actor_name: str) -> bool:
         """End an actor name: its series leave, its place is free. Cells still held count on, seen by nobody.
