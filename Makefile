@@ -16,7 +16,7 @@ run: $(STAMP)
 	@$(BIN)/rkmetrics serve --demo --open
 
 test: tools $(STAMP)
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -q -rsfE
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
