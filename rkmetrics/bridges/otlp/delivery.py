@@ -78,6 +78,7 @@ class Delivery:
             answer = Answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
         if answer.good:
             self.failed_attempts = 0
+        if answer.outcome is Outcome.OK:
             self._metrics.last_success.set(time.time())
         self._metrics.failed_attempts.set(self.failed_attempts)
         return answer

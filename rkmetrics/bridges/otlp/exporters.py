@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -35,8 +35,12 @@ from rkmetrics.errors import MissingExtraError
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter, MetricsData
 
-__all__ = ["ExporterLink", "Link", "missing_extra", "open_grpc", "open_http", "quiet"]
+__all__ = ["ExporterLink", "Link", "Settled", "load", "missing_extra", "open_grpc", "open_http", "quiet"]
 
+_MODULES = {
+    "http/protobuf": ("opentelemetry.exporter.otlp.proto.http.metric_exporter", "requests", "google.rpc.status_pb2"),
+    "grpc": ("opentelemetry.exporter.otlp.proto.grpc.metric_exporter", "grpc", "google.rpc.error_details_pb2"),
+}
 _EXPORTER_LOGGERS = (
     "opentelemetry.exporter.otlp.common.http",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
@@ -71,7 +75,20 @@ def missing_extra(feature: str) -> Generator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingExtraError(feature, "otlp", (error.name or "opentelemetry").partition(".")[0]) from error
+        missing = (error.name or "").partition(".")[0]
+        if missing == "rkmetrics":
+            raise
+        raise MissingExtraError(feature, "otlp", missing) from error
+
+
+def load(protocol: str) -> None:
+    """Import what a protocol needs. Not left to the first push: that may be at exit, where the SDK cannot be imported.
+
+    Raises MissingExtraError.
+    """
+    with missing_extra(f"OTLP push over {protocol}"):
+        for module in _MODULES[protocol]:
+            import_module(module)
 
 
 # --- the exporters' own log lines -------------------------------------------------------------------------------------
@@ -150,12 +167,9 @@ class ExporterLink:
 
 
 def open_http(timeout_seconds: float) -> Link:
-    """OTLP/HTTP with protobuf, as the environment says. Raises MissingExtraError."""
-    import os
-
-    with missing_extra("OTLP push over HTTP"):
-        import requests
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    """OTLP/HTTP with protobuf, as the environment says."""
+    import requests
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
     if any(
         os.environ.get(name) for name in _CREDENTIAL_PROVIDERS
@@ -166,10 +180,12 @@ def open_http(timeout_seconds: float) -> Link:
     session.mount("http://", listener)
     session.mount("https://", listener)
     exporter = OTLPMetricExporter(timeout=cast("int", timeout_seconds), session=session)
-    return _HttpLink(exporter, timeout_seconds, listener)
+    return _ListeningLink(exporter, timeout_seconds, listener)
 
 
-class _HttpLink(ExporterLink):
+class _ListeningLink(ExporterLink):
+    """An exporter that is listened to; closing it ends a request under way."""
+
     def __init__(self, exporter: MetricExporter, timeout_seconds: float, listener: Any) -> None:
         super().__init__(exporter, timeout_seconds, listener.take)
         self._listener = listener
@@ -334,38 +350,45 @@ def _cause(error: BaseException) -> str:
 
 
 def open_grpc(timeout_seconds: float) -> Link:
-    """OTLP/gRPC, as the environment says. Raises MissingExtraError."""
-    with missing_extra("OTLP push over gRPC"):
-        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    """OTLP/gRPC, as the environment says."""
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
     exporter: Any = OTLPMetricExporter(timeout=cast("int", timeout_seconds))
-    if not all(hasattr(exporter, name) for name in ("_stub", "_client", "_channel")):
+    if not hasattr(getattr(exporter, "_client", None), "Export"):
         return ExporterLink(exporter, timeout_seconds)  # another exporter than we know: its own retries have to do
-    answers: list[Answer] = []
-    exporter._stub = partial(_Stub, answers)
-    exporter._client = exporter._stub(exporter._channel)
-    return ExporterLink(exporter, timeout_seconds, lambda: answers.pop() if answers else None)
+    stub = exporter._client = _Stub(exporter._client)
+    return _ListeningLink(exporter, timeout_seconds, stub)
 
 
 class _Stub:
-    """The metrics service, with each answer kept."""
+    """The exporter's stub of the metrics service, with each answer kept. `abort` ends a call that is under way."""
 
-    def __init__(self, answers: list[Answer], channel: Any) -> None:
-        from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
-
-        services: Any = metrics_service_pb2_grpc
-        self._inner: Any = services.MetricsServiceStub(channel)
-        self._answers = answers
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self._answer: Answer | None = None
+        self._call: Any = None
 
     def Export(self, request: Any, **kwargs: Any) -> Any:
         grpc: Any = import_module("grpc")
+        self._call = self._inner.Export.future(request, **kwargs)
         try:
-            response = self._inner.Export(request, **kwargs)
+            response = self._call.result()
         except grpc.RpcError as error:
-            self._answers[:] = [_grpc_error(error)]
-            raise Settled from None
-        self._answers[:] = [_taken(response, Outcome.OK)]
-        return response
+            self._answer = _grpc_error(error)
+        except grpc.FutureCancelledError:
+            self._answer = Answer(Outcome.UNANSWERED, "the request was cancelled")
+        else:
+            self._answer = _taken(response, Outcome.OK)
+            return response
+        raise Settled
+
+    def take(self) -> Answer | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def abort(self) -> None:
+        if self._call is not None:
+            self._call.cancel()
 
 
 def _grpc_error(error: Any) -> Answer:

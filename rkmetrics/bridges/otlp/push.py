@@ -15,21 +15,22 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
 from rkmetrics.bridges.otlp.answers import Answer
-from rkmetrics.bridges.otlp.exporters import ExporterLink, Link, missing_extra, open_grpc, open_http
+from rkmetrics.bridges.otlp.exporters import ExporterLink, Link, load, missing_extra, open_grpc, open_http
 from rkmetrics.bridges.otlp.settings import PROTOCOLS, TEMPORALITIES, OtlpSettings
-from rkmetrics.catalogue.otlp import Otlp
+from rkmetrics.catalogue.otlp import Otlp, Outcome
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    from rkmetrics.bridges.otlp.delivery import Delivery
+    from rkmetrics.bridges.otlp.delivery import Delivery, Schedule
     from rkmetrics.registry import Registry
 
 __all__ = ["EXIT_SECONDS", "Pusher"]
@@ -39,15 +40,18 @@ logger = logging.getLogger("rkmetrics")
 #: What exit waits for, at most, while all pushers of the process send their last.
 EXIT_SECONDS = 5.0
 
+# What a fork waits for, at most, while the child's thread takes its first snapshot: a moment, without slow collectors.
+FORK_SECONDS = 0.1
+
 _OPEN: Mapping[str, Callable[[float], Link]] = {"http/protobuf": open_http, "grpc": open_grpc}
 
 
 class Pusher:
     """Pushes a registry's snapshots to an OTLP receiver.
 
-    What is not given comes from OTEL_* variables (docs/otlp.md), else from the specification's defaults. exporter: one in
-    place of OpenTelemetry's OTLP ones, or a function that makes one (called again after a failure, and in a forked
-    child).
+    What is not given comes from OTEL_* variables (docs/otlp.md), else from the specification's defaults.
+    exporter: one in place of OpenTelemetry's OTLP ones, or a function that makes one (called again after a failure, and
+    in a forked child).
     interval_seconds: math.inf pushes on flush and shutdown only. resource: attributes beside those of the environment.
     Raises MissingExtraError without the extra `otlp`, SettingsError for a bad variable, ValueError for a bad argument.
     """
@@ -78,9 +82,11 @@ class Pusher:
         self.settings = _checked(
             replace(from_env, **{name: value for name, value in given.items() if value is not None})
         )
-        self._registry, self._exporter = registry, exporter
+        if exporter is None:
+            load(self.settings.protocol)
+        self._exporter = exporter
         self._identity = _Identity(resource or {})
-        self._make_schedule = lambda: Schedule(self.settings.interval_seconds)
+        self._make_schedule: Callable[[], Schedule] = partial(Schedule, self.settings.interval_seconds)
         self._log = StateLog()
         self._delivery: Delivery = Delivery(
             registry.collect,
@@ -106,10 +112,9 @@ class Pusher:
         timeout = self.settings.timeout_seconds
         if self._exporter is None:
             return _OPEN[self.settings.protocol](timeout)
-        made: Any = self._exporter
-        if hasattr(made, "export") and not isinstance(made, type):
-            return ExporterLink(made, timeout, renewable=False)
-        return ExporterLink(made(), timeout)
+        lasting = hasattr(self._exporter, "export") and not isinstance(self._exporter, type)
+        exporter: Any = self._exporter
+        return ExporterLink(exporter if lasting else exporter(), timeout, renewable=not lasting)
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
@@ -189,16 +194,18 @@ class Pusher:
         _suppress_instrumentation()
         schedule = self._schedule
         schedule.begin(time.monotonic())
-        more = True
+        more, answer = True, Answer(Outcome.OK)
         while more:
             ticket = self._wait()
             if ticket is None:
                 break
             was_failing = self._delivery.failed_attempts > 0
-            answer = self._attempt()
+            answer = self._delivery.attempt(time.time_ns())
             schedule.after(answer, time.monotonic())
             more = self._settle(ticket, answer, was_failing)
-        self._end()
+            if more:
+                self._log.note(answer, time.monotonic())
+        self._end(answer)
 
     def _wait(self) -> int | None:
         """Wait until there is something to do; the number of the last flush asked for. None to end without a push."""
@@ -216,11 +223,6 @@ class Pusher:
                     return self._asked
                 self._changed.wait(None if due == math.inf else min(due - now, threading.TIMEOUT_MAX))
 
-    def _attempt(self) -> Answer:
-        answer = self._delivery.attempt(time.time_ns())
-        self._log.note(answer, time.monotonic())
-        return answer
-
     def _settle(self, ticket: int, answer: Answer, was_failing: bool) -> bool:
         """Tell who waits; answer whether to go on. At the end, only a receiver that was well is worth a retry."""
         with self._changed:
@@ -234,8 +236,10 @@ class Pusher:
             self._schedule.not_before = max(self._schedule.not_before, self._schedule.due)
             return again
 
-    def _end(self) -> None:
+    def _end(self, answer: Answer) -> None:
         self._delivery.close()
+        if not self._settled_well:
+            logger.warning("OTLP push ends, and its last data are not delivered (%s)", answer.detail or answer.outcome)
         with self._changed:
             self._ended = True
             self._changed.notify_all()
@@ -253,14 +257,19 @@ class Pusher:
         self._identity.renew()
         self._reset()
         if self._stop_by == math.inf:
-            self._begin(self._run_in_child)
+            restarted = threading.Event()
+            self._begin(partial(self._run_in_child, restarted))
+            # What the child counts before the thread has noted the parent's numbers would pass for the parent's.
+            restarted.wait(FORK_SECONDS)
 
-    def _run_in_child(self) -> None:
+    def _run_in_child(self, restarted: threading.Event) -> None:
         try:
             self._delivery.restart(time.time_ns())
         except Exception:
             logger.exception("OTLP push does not go on in this forked process")
             return
+        finally:
+            restarted.set()
         self._run()
 
 

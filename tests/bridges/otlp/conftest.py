@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import socket
 import struct
 import threading
@@ -12,20 +13,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from typing import Any
 
 import pytest
 
-pytest.importorskip("opentelemetry.sdk.metrics")
-pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-grpc: Any = pytest.importorskip("grpc")
+from rkmetrics import Registry, Settings
+from rkmetrics.bridges.otlp import Pusher
 
-from google.rpc import error_details_pb2, status_pb2  # noqa: E402
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as wire  # noqa: E402
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as service  # noqa: E402
-
-from rkmetrics import Registry, Settings  # noqa: E402
-from rkmetrics.bridges.otlp import Pusher  # noqa: E402
+try:
+    wire: Any = import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
+    service: Any = import_module("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc")
+    grpc: Any = import_module("grpc")
+    status_pb2: Any = import_module("google.rpc.status_pb2")
+    error_details_pb2: Any = import_module("google.rpc.error_details_pb2")
+except ImportError:
+    grpc = None
 
 PROTOBUF = "application/x-protobuf"
 
@@ -176,14 +179,13 @@ class GrpcReceiver(Receiver):
         super().__init__()
         receiver = self
 
-        class Servicer(service.MetricsServiceServicer):
-            def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+        class Servicer(service.MetricsServiceServicer):  # type: ignore[misc]
+            def Export(self, request: Any, context: Any) -> Any:
                 headers = {str(key): str(value) for key, value in context.invocation_metadata()}
                 return receiver._play(context, receiver.arrive(request, headers))
 
         self.server = grpc.server(ThreadPoolExecutor(max_workers=8))
-        add: Any = service.add_MetricsServiceServicer_to_server
-        add(Servicer(), self.server)
+        service.add_MetricsServiceServicer_to_server(Servicer(), self.server)
         self.endpoint = f"http://127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
@@ -221,15 +223,20 @@ RECEIVERS = {"http": HttpReceiver, "grpc": GrpcReceiver}
 
 @pytest.fixture(autouse=True)
 def _no_otel_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.startswith("OTEL_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 
 @pytest.fixture
-def receive(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Receiver]]:
+def _extra() -> None:
+    pytest.importorskip("opentelemetry.sdk.metrics")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.metric_exporter")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc.metric_exporter")
+
+
+@pytest.fixture
+def receive(_extra: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Receiver]]:
     """Starts a receiver, "http" or "grpc", and points the environment at it."""
     made: list[Receiver] = []
 
@@ -256,7 +263,7 @@ def registry() -> Registry:
 
 
 @pytest.fixture
-def push(registry: Registry) -> Iterator[Callable[..., Pusher]]:
+def push(_extra: None, registry: Registry) -> Iterator[Callable[..., Pusher]]:
     """Makes a pusher that pushes on demand only, and ends it with the test."""
     made: list[Pusher] = []
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -271,3 +275,160 @@ def test_the_exporters_log_is_one_line_for_each_change(
     lines = [record for record in caplog.records if record.levelno > logging.DEBUG]
     assert [record.name for record in lines] == ["rkmetrics"]
     assert "refuses" in lines[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"protocol": "http/json"}, "protocol='http/json'"),
+        ({"temporality": "both"}, "temporality='both'"),
+        ({"interval_seconds": 0}, "interval_seconds=0"),
+        ({"timeout_seconds": float("inf")}, "timeout_seconds=inf"),
+    ],
+)
+def test_a_bad_argument_is_named(options: dict[str, Any], said: str, push: Callable[..., Pusher]) -> None:
+    with pytest.raises(ValueError, match=said):
+        push(**options)
+
+
+def test_a_disabled_sdk_pushes_nothing(
+    receiver: Receiver, push: Callable[..., Pusher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    pusher = push()
+    assert not pusher.flush(1)
+    assert not pusher.shutdown(1)
+    assert receiver.sent == []
+
+
+def test_an_exporter_of_ones_own_is_used_as_it_is(push: Callable[..., Pusher], registry: rk.Registry) -> None:
+    from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
+
+    class Exporter(MetricExporter):
+        ended = False
+        results = [MetricExportResult.FAILURE, MetricExportResult.SUCCESS]
+
+        def export(self, metrics_data: Any, timeout_millis: float = 0, **kwargs: Any) -> MetricExportResult:
+            return self.results.pop(0)
+
+        def force_flush(self, timeout_millis: float = 0) -> bool:
+            return True
+
+        def shutdown(self, timeout_millis: float = 0, **kwargs: Any) -> None:
+            self.ended = True
+
+    exporter = Exporter()
+    pusher = push(exporter=exporter)
+    assert not pusher.flush(5)
+    assert not exporter.ended
+    assert pusher.flush(5)
+    assert own(registry, "failed") == 1
+    exporter.results.append(MetricExportResult.SUCCESS)
+    assert pusher.shutdown(5)
+    assert exporter.ended
+
+
+def test_an_exporter_factory_is_called_again_after_a_failure(push: Callable[..., Pusher]) -> None:
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+
+    class Broken(ConsoleMetricExporter):
+        made = 0
+
+        def __init__(self) -> None:
+            type(self).made += 1
+            if self.made == 1:
+                raise OSError("no such device")
+            super().__init__(out=io.StringIO())
+
+    pusher = push(exporter=Broken)
+    assert not pusher.flush(5)
+    assert pusher.flush(5)
+    assert Broken.made == 2
+    pusher.shutdown(5)
+
+
+SCRIPT = """
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: what this is about
+import rkmetrics as rk
+from rkmetrics.bridges.otlp import Pusher
+
+class Chat(rk.MetricSet):
+    messages = rk.Counter("chat_messages_total", "Messages handled.")
+
+registry = rk.Registry(rk.Settings(), builtin=False)
+messages = registry.bind(Chat, actor_name="lobby").messages
+pusher = Pusher(registry, interval_seconds=60, timeout_seconds=30).start()
+messages.inc(10)
+"""
+
+
+def run(code: str, *, timeout_seconds: float = 60) -> tuple[str, float]:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + code], capture_output=True, text=True, timeout=timeout_seconds, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, time.monotonic() - began
+
+
+def test_exit_pushes_what_is_left(receiver: Receiver) -> None:
+    run("")
+    assert counted(receiver.taken, "chat_messages_total") == [10]
+
+
+def test_exit_is_not_held_up_by_a_receiver_that_hangs(receiver: Receiver) -> None:
+    receiver.script.extend(["hang"] * 3)
+    _, seconds = run("pusher.flush(0.2)")
+    assert seconds < 30  # of which 5 are the pusher's; the request's own time-out is 30
+
+
+def identity(request: Any) -> dict[str, str]:
+    return {item.key: item.value.string_value for item in request.resource_metrics[0].resource.attributes}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("pinned", ["", "service.instance.id=web-1"])
+def test_a_forked_child_is_an_instance_of_its_own(
+    pinned: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was counted before the fork is the parent's to report: nothing is counted twice."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", pinned)
+    code = """
+assert pusher.flush(10)
+for _ in range(3):
+    if os.fork() == 0:
+        messages.inc(2)
+        assert pusher.flush(10)
+        os._exit(0)
+    assert os.wait()[1] == 0
+messages.inc()
+"""
+    run(code)
+    by_instance: dict[str, list[float]] = {}
+    for request in receiver.taken:
+        values = counted([request], "chat_messages_total")
+        by_instance.setdefault(identity(request)["service.instance.id"], []).extend(values)
+    assert sorted(values[-1] for values in by_instance.values()) == [2, 2, 2, 11]
+    assert not pinned or by_instance["web-1"][-1] == 11
+
+
+def test_without_the_extra_the_error_names_it() -> None:
+    code = """
+for name in ("opentelemetry", "opentelemetry.sdk"):
+    sys.modules[name] = None
+try:
+    Pusher(registry)
+except rk.MissingExtraError as error:
+    print(error)
+"""
+    script = SCRIPT.replace("pusher = Pusher(registry, interval_seconds=60, timeout_seconds=30).start()\n", "")
+    done = subprocess.run(
+        [sys.executable, "-c", script + code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "pip install 'rkmetrics[otlp]'" in done.stdout, done.stderr
+
+
+def test_importing_the_bridge_loads_no_opentelemetry() -> None:
+    code = "import sys, rkmetrics.bridges.otlp; assert 'opentelemetry' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
