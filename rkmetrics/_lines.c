@@ -518,12 +518,12 @@ static PyMethodDef methods[] = {
 
 static int execute(PyObject *module)
 {
-    PyObject *all = Py_BuildValue("[sss]", "IMPLEMENTATION", "encode", "number");
+    PyObject *all = Py_BuildValue("[ss]", "encode", "number");
     if (!all)
         return -1;
     int failed = PyModule_AddObjectRef(module, "__all__", all);
     Py_DECREF(all);
-    return failed ? failed : PyModule_AddStringConstant(module, "IMPLEMENTATION", "c");
+    return failed;
 }
 
 static PyModuleDef_Slot slots[] = {

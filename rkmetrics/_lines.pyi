@@ -1,8 +1,6 @@
 from collections.abc import Sequence
 
-__all__ = ["IMPLEMENTATION", "encode", "number"]
-
-IMPLEMENTATION: str
+__all__ = ["encode", "number"]
 
 def number(value: float, /) -> bytes: ...
 def encode(

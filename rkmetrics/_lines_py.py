@@ -18,9 +18,7 @@ from math import isfinite
 
 from rkmetrics.model import is_unset
 
-__all__ = ["IMPLEMENTATION", "encode", "number"]
-
-IMPLEMENTATION = "python"
+__all__ = ["encode", "number"]
 
 _ODD = {"inf": "+Inf", "-inf": "-Inf", "nan": "NaN"}
 

@@ -47,7 +47,7 @@ number = _impl.number
 _log = logging.getLogger("rkmetrics.exposition")
 
 METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 # OpenMetrics 1.0, "Exemplars": names and values of an exemplar's labels together.
 EXEMPLAR_CHARACTERS = 128

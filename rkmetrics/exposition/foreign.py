@@ -103,8 +103,14 @@ def _labels(pairs: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     """Names made valid; of two that are the same then, the first."""
     found: dict[str, str] = {}
     for name, value in pairs:
-        found.setdefault(_leading(_NOT_IN_LABELS.sub("_", name)), _text(value))
+        found.setdefault(_label_name(name), _text(value))
     return tuple(found.items())
+
+
+def _label_name(name: str) -> str:
+    """Names that start with two underscores are Prometheus' own ("Data model", "Labels")."""
+    valid = _leading(_NOT_IN_LABELS.sub("_", name))
+    return f"_{valid.lstrip('_')}" if valid.startswith("__") else valid
 
 
 def _name(name: str) -> str:

@@ -23,7 +23,7 @@ MAX_ELEMENTS = 64
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # One list element; a quoted string may hold commas (RFC 9110, 5.6.4). One without an end goes to the end of the header,
 # and nothing is tried twice ("++"), so that the work is linear whatever the bytes.
-_ELEMENT = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*+(?:"|\Z))++', re.DOTALL)
+_ELEMENT = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.?)*+(?:"|\Z))++', re.DOTALL)
 _PARAMETER = re.compile(rf'[ \t]*+;[ \t]*+(?:({_WORD})=({_WORD}|"(?:[^"\\]|\\.)*+"))?[ \t]*+', re.DOTALL)
 _RANGE = re.compile(rf"[ \t]*({_WORD})/({_WORD})[ \t]*")
 _CODING = re.compile(rf"[ \t]*({_WORD})[ \t]*")

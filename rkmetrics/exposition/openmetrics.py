@@ -14,7 +14,7 @@ from rkmetrics.exposition.base import Format, escape, exemplar_labels, labels, n
 from rkmetrics.exposition.foreign import fit
 from rkmetrics.model import Exemplar, Family, ForeignFamily, MetricFamily, MetricType, Sample, Shape
 
-__all__ = ["OPENMETRICS", "encode"]
+__all__ = ["OPENMETRICS", "encode", "tails"]
 
 # "Exemplars": "only valid on" counters' totals and histograms' buckets.
 _EXEMPLAR_SUFFIXES = {
@@ -31,7 +31,7 @@ def encode(families: Iterable[Family]) -> bytes:
 
 def _encode_one(family: Family) -> bytes:
     if isinstance(family, MetricFamily):
-        return sample_lines(family, _head_of(family.shape), _tails(family) if family.exemplars else ())
+        return sample_lines(family, _head_of(family.shape), tails(family) if family.exemplars else ())
     return "".join(line for fitted in fit(family) for line in _foreign(fitted)).encode()
 
 
@@ -63,7 +63,7 @@ def _head(name: str, kind: str, help_: str, unit: str) -> str:
     return "".join(lines)
 
 
-def _tails(family: MetricFamily) -> tuple[tuple[int, bytes], ...]:
+def tails(family: MetricFamily) -> tuple[tuple[int, bytes], ...]:
     """What follows the numbers of a family's counters or buckets that have an exemplar."""
     shape = family.shape
     if _type(shape) not in _EXEMPLAR_SUFFIXES:
