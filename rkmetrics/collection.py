@@ -15,11 +15,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from enum import StrEnum
 from typing import Any, TypeAlias
 
 from rkmetrics.model import Family, ForeignFamily, MetricFamily
 
-__all__ = ["Collect", "Guarded"]
+__all__ = ["Collect", "CollectorFailure", "Guarded"]
 
 logger = logging.getLogger("rkmetrics")
 
@@ -29,13 +30,22 @@ Collect: TypeAlias = Callable[[], "Iterable[Family] | Awaitable[Iterable[Family]
 _Result: TypeAlias = "Future[tuple[Family, ...]]"
 
 
+class CollectorFailure(StrEnum):
+    """Why a scrape went without a collector's families."""
+
+    RAISED = "raised"
+    TIMEOUT = "timeout"
+
+
 class Guarded:
     """One collector, its time limit, and whether it is running.
 
-    failed: called with (name, reason) where reason is "raised" or "timeout", each time a scrape goes without it.
+    failed: called with (name, reason) each time a scrape goes without it.
     """
 
-    def __init__(self, name: str, collect: Collect, timeout_seconds: float, failed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, name: str, collect: Collect, timeout_seconds: float, failed: Callable[[str, CollectorFailure], None]
+    ) -> None:
         self.name, self.timeout_seconds = name, timeout_seconds
         self._collect, self._failed = collect, failed
         self._running: tuple[int, _Result] | None = None
@@ -46,7 +56,7 @@ class Guarded:
         pid = os.getpid()
         running = self._running
         if running and running[0] == pid and not running[1].done():  # a forked child has no such thread
-            return None if self._state == "timeout" else running[1]
+            return None if self._state == CollectorFailure.TIMEOUT else running[1]
         result: _Result = Future()
         self._running = (pid, result)
         threading.Thread(target=self._run, args=(result,), name=f"rkmetrics-collect-{self.name}", daemon=True).start()
@@ -55,19 +65,19 @@ class Guarded:
     def finish(self, result: _Result | None, deadline: float) -> tuple[Family, ...]:
         """Wait until `deadline` (monotonic seconds) for a run; no families if it raised or is overdue."""
         if result is None:
-            return self._fail("timeout", None)
+            return self._fail(CollectorFailure.TIMEOUT, None)
         try:
             families = result.result(max(0.0, deadline - time.monotonic()))
         except FutureTimeout:
-            return self._fail("timeout", None)
+            return self._fail(CollectorFailure.TIMEOUT, None)
         except BaseException as error:
-            return self._fail("raised", error)
+            return self._fail(CollectorFailure.RAISED, error)
         if self._state != "ok":
             logger.warning("collector %r is back", self.name)
         self._state = "ok"
         return families
 
-    def _fail(self, reason: str, error: BaseException | None) -> tuple[Family, ...]:
+    def _fail(self, reason: CollectorFailure, error: BaseException | None) -> tuple[Family, ...]:
         if self._state != reason:  # once for each change, not for each scrape
             what = f"did not answer within its {self.timeout_seconds:g} s" if error is None else "raised"
             logger.error(

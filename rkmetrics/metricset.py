@@ -21,7 +21,7 @@ from weakref import ref
 
 from rkmetrics.cells import PEAK_REGION, PEAK_SLOTS, Block, Bounds, CounterCell, GaugeCell, HistogramCell, gather
 from rkmetrics.definition import OTHER, LabelDefinition, MetricDefinition, Rename, check
-from rkmetrics.errors import DefinitionError, LabelValueError
+from rkmetrics.errors import DefinitionError
 from rkmetrics.memory import Exemplars
 from rkmetrics.model import UNSET_BYTES, MetricFamily, MetricType, Shape
 
@@ -477,7 +477,7 @@ def _redefines(cls: type, owner: type) -> bool:
 class RegisteredCells(Cells[Any]):
     """The cells of a metric whose label values are registered at run time; each has memory of its own.
 
-    LIMIT of them at most, as registering can go wrong too: the next gets LabelValueError.
+    LIMIT of them at most, as registering can go wrong too; what comes later shares the cell of "__other__".
     """
 
     __slots__ = ("_blocks",)
@@ -494,8 +494,7 @@ class RegisteredCells(Cells[Any]):
         if len(values) != len(definition.labels):
             raise TypeError(f"{definition.name} takes {len(definition.labels)} label values; got {key!r}")
         if len(self._blocks) >= self.LIMIT:
-            label = definition.labels[0]
-            raise LabelValueError(definition.name, label.name, values[0], [f"one of {self.LIMIT} {label.described}"])
+            values = (OTHER,) * len(values)
         start = UNSET_BYTES + _ZERO_BYTES * (self._column.shape.width - 1)
         block = self._blocks.setdefault(values, Block(bytearray(start)))
         return self.setdefault(values if len(values) != 1 else values[0], self._column.make(block, 0, -1))

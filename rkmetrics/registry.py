@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rkmetrics.cells import gather, peaks
-from rkmetrics.collection import Collect, Guarded
+from rkmetrics.collection import Collect, CollectorFailure, Guarded
 from rkmetrics.definition import OTHER
 from rkmetrics.errors import RegistryError
 from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
@@ -256,6 +256,8 @@ class Registry:
         guarded = Guarded(name, collect, timeout_seconds, self._collector_failed)
         if self._collectors.setdefault(name, guarded) is not guarded:
             raise RegistryError(f"a collector named {name!r} is there already; choose another name, or remove that one")
+        for reason in CollectorFailure:
+            self.exporter.collector_errors[name, reason].inc(0)  # so that increase() sees the first failure
 
     def remove_collector(self, name: str) -> bool:
         """Forget a collector. False when there is none of that name."""
@@ -284,7 +286,7 @@ class Registry:
             refresh()
         except Exception:
             logger.exception("refreshing metrics failed: %r", refresh)
-            self._collector_failed(getattr(refresh, "__name__", "refresher"), "raised")
+            self._collector_failed(getattr(refresh, "__name__", "refresher"), CollectorFailure.RAISED)
 
     def _foreign(self) -> tuple[Family, ...]:
         collectors = list(self._collectors.values())
@@ -296,6 +298,7 @@ class Registry:
         known = len(self._tables)
         if self._limit[0] != known:
             self._limit = (known, self.budget().series)
+            self._start_overflows()
         exporter.series_limit.set(self._limit[1])
         exporter.actor_names.set(len(self._names))
         exporter.actor_names_limit.set(self._names.limit)
@@ -304,6 +307,13 @@ class Registry:
         if exporter.series.value is None:
             exporter.series.set(0)  # so that it counts itself from the first time on
         exporter.series.set(sum(self._count_series(known) for known in list(self._tables)))
+
+    def _start_overflows(self) -> None:
+        """Start what counts overflows at zero, so that increase() sees the first one."""
+        definitions = (definition for known in list(self._tables) for definition in known.definitions())
+        labels = [(d.name, label.name) for d in definitions if not d.dynamic for label in d.labels]
+        for key in (("*", "actor_name"), *labels):
+            self.exporter.label_overflow[key].inc(0)
 
     def _count_series(self, known: type[MetricSet]) -> int:
         blocks = [bound._block for bound in list(self._tables[known].values())]
@@ -343,7 +353,7 @@ class Registry:
     def _exemplar_dropped(self) -> None:
         self.exporter.exemplars_dropped.inc()
 
-    def _collector_failed(self, name: str, reason: str) -> None:
+    def _collector_failed(self, name: str, reason: CollectorFailure) -> None:
         self.exporter.collector_errors[name, reason].inc()
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from rkmetrics.health import Status
 from rkmetrics.metricset import Counter, Gauge, Histogram, Info, MetricSet, OneOf, Registered
 
-__all__ = ["AuthFailure", "CollectorFailure", "Exporter", "Route", "StatusCode"]
+__all__ = ["AuthFailure", "Exporter", "Route", "StatusCode"]
 
 
 class Route(StrEnum):
@@ -46,13 +46,6 @@ class AuthFailure(StrEnum):
     SEVERAL_HEADERS = "several_headers"
     WRONG_TOKEN = "wrong_token"  # noqa: S105 - a reason, not a secret
     QUERY_TOKEN = "query_token"  # noqa: S105
-
-
-class CollectorFailure(StrEnum):
-    """Why a scrape went without a collector's families."""
-
-    RAISED = "raised"
-    TIMEOUT = "timeout"
 
 
 class Exporter(MetricSet, per_actor=False):
