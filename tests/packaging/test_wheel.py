@@ -18,7 +18,7 @@ import rkmetrics as rk
 from rkmetrics.cells import IMPLEMENTATION
 class Chat(rk.MetricSet):
     messages = rk.Counter("chat_messages_total", "Messages handled.", kind=rk.OneOf("text", "image"))
-registry = rk.Registry(rk.Settings())
+registry = rk.Registry(rk.Settings(), builtin=False)
 registry.bind(Chat, actor_name="lobby").messages["text"].inc()
 family = next(family for family in registry.collect() if family.name == "chat_messages_total")
 print(IMPLEMENTATION, rk.__file__, [series.value for series in family.series()])
@@ -55,9 +55,10 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path, root: Path) -> None:
 def test_it_counts_from_another_folder_with_the_python_cells(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RKMETRICS_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("RKMETRICS_", "PYTHON"))}
+    # -S: without site-packages, where an editable install would lend its compiled modules; the core needs nothing there.
     out = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{SCRIPT}"],
+        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{SCRIPT}"],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
