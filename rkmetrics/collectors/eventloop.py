@@ -118,7 +118,7 @@ class Watch:
     def begin(self) -> None:
         """Set the next timer; in the loop's thread."""
         loop = self._loop()
-        if loop is None or self._stopped:
+        if loop is None:
             return
         self._pid, self._due = os.getpid(), monotonic() + self._interval_seconds
         # An empty context: the one that is current here may be a request's, and would be kept alive.
@@ -128,7 +128,7 @@ class Watch:
 
     def _tick(self) -> None:
         runtime = self._runtime()
-        if runtime is not None:
+        if runtime is not None and not self._stopped:
             runtime.event_loop_lag.observe(max(0.0, monotonic() - self._due))
             self.begin()
 

@@ -213,7 +213,7 @@ def _place(paths: dict[str, str], mounts: list[_Mount], controller: str) -> tupl
             path, root = paths[controller], mount.root.rstrip("/")
             # In a container the mount's root may be a group far down, or the path may be seen from elsewhere.
             inside = path.removeprefix(root) if (path + "/").startswith(root + "/") else ""
-            return mount.point, Path(inside.lstrip("/"))
+            return mount.point, Path("" if ".." in inside.split("/") else inside.lstrip("/"))
     return None
 
 
