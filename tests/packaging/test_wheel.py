@@ -56,7 +56,7 @@ def test_it_counts_from_another_folder_with_the_python_cells(wheel: Path, tmp_pa
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RKMETRICS_", "PYTHON"))}
-    # -S: without site-packages, where an editable install would lend its compiled modules; the core needs nothing there.
+    # -S: without site-packages, where an editable install would lend its compiled modules. The core needs none of it.
     out = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(target)!r})\n{SCRIPT}"],
         cwd=tmp_path, env=env, capture_output=True, text=True, check=False,
