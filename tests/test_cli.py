@@ -183,6 +183,55 @@ def test_scrape_config_is_what_prometheus_takes(tmp_path: Path) -> None:
     assert check.returncode == 0, check.stderr
 
 
+def test_a_prometheus_that_is_configured_so_scrapes_the_node(tmp_path: Path) -> None:
+    if shutil.which("prometheus") is None:
+        pytest.skip("no prometheus here: apt-get install prometheus")
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "app.py").write_text(APP)
+    gate = {"METRICS_ENABLED": "1", "METRICS_TOKEN": TOKEN}
+    with serving("--port", "0", "--app", "app:registry", cwd=tmp_path, **gate) as node:
+        target = node.url.removeprefix("http://")
+        out = run("scrape-config", "--target", target, "--credentials-file", str(tmp_path / "token"), cwd=None, **gate)
+        # The rest is as printed; a test does not wait for fifteen seconds.
+        config = out.stdout.replace("15s", "1s").replace("10s", "1s")
+        (tmp_path / "prometheus.yml").write_text(config)
+        with prometheus(tmp_path) as url:
+            assert ask(url, "up") == [({"instance": target, "job": "rkmetrics"}, "1")]
+            labels = {"actor_name": "lobby", "instance": target, "job": "rkmetrics"}
+            assert ask(url, "chat_messages_total") == [(labels, "3")]
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[str]:
+    """A real Prometheus on a free port, with folder/prometheus.yml."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def ask(url: str, query: str) -> list[tuple[dict[str, str], str]]:
+    """What Prometheus answers, once it has an answer: labels without the name, and the value."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/api/v1/query?query={query}", timeout=10) as answer:
+                result = json.load(answer)["data"]["result"]
+        except OSError:
+            result = []
+        if result:
+            return [({k: v for k, v in row["metric"].items() if k != "__name__"}, row["value"][1]) for row in result]
+        time.sleep(0.1)
+    pytest.fail(f"no answer to {query}")
+
+
 def test_scrape_config_of_an_open_node_has_no_credentials() -> None:
     out = run("scrape-config", METRICS_ENABLED="1", METRICS_ACCESS="open")
     assert (out.returncode, "authorization" in out.stdout) == (0, False)

@@ -55,3 +55,9 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_each_decision_is_listed(root: Path) -> None:
     listed = (root / "docs/decisions/README.md").read_text()
     assert [path.name for path in root.glob("docs/decisions/0*.md") if f"({path.name})" not in listed] == []
+
+
+def test_each_page_is_listed_on_the_front_page(root: Path) -> None:
+    listed = (root / "docs/index.md").read_text()
+    pages = {path.name for path in root.glob("docs/*.md")} - {"index.md"}
+    assert sorted(page for page in pages if f"({page})" not in listed) == []
