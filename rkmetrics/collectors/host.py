@@ -19,7 +19,18 @@ import psutil
 
 from rkmetrics.collectors.base import PerProcess, Turn
 
-__all__ = ["INTERVAL_SECONDS", "CpuReading", "Host", "Usage", "cpu_reading", "load_ratio", "memory_ratio", "usage"]
+__all__ = [
+    "INTERVAL_SECONDS",
+    "CpuReading",
+    "Group",
+    "Host",
+    "Usage",
+    "cpu_reading",
+    "groups",
+    "load_ratio",
+    "memory_ratio",
+    "usage",
+]
 
 # Usage is measured at most this often: CPU usage over less is noise (the kernel counts in hundredths of a second).
 INTERVAL_SECONDS = 1.0
