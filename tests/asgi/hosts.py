@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
+import pytest
+
 import rkmetrics as rk
 
 HeaderList = Sequence[tuple[bytes, bytes]]
@@ -113,11 +115,10 @@ def read_reply(client: socket.socket, method: str = "GET") -> Reply:
 
 
 @contextmanager
-def uvicorn_of(app: Any) -> Iterator[int]:
+def uvicorn_of(app: Any, root_path: str = "") -> Iterator[int]:
     """Run uvicorn in a thread; yields the port."""
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="auto"))
+    uvicorn = pytest.importorskip("uvicorn")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, root_path=root_path, log_level="critical", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -149,27 +150,22 @@ def starlette_routes(registry: rk.Registry) -> Any:
 
 
 def fastapi_mounted(registry: rk.Registry) -> Any:
-    from fastapi import FastAPI
-
-    app = FastAPI()
+    app = pytest.importorskip("fastapi").FastAPI()
     app.mount("/internal", rk.asgi.app(registry))
     return app
 
 
 def fastapi_routes(registry: rk.Registry) -> Any:
-    from fastapi import FastAPI
-
-    app = FastAPI()
+    app = pytest.importorskip("fastapi").FastAPI()
     app.router.routes.extend(rk.asgi.routes(registry, prefix="/internal"))
     return app
 
 
 def fastapi_sub_router(registry: rk.Registry) -> Any:
-    from fastapi import APIRouter, FastAPI
-
-    router = APIRouter()
+    fastapi = pytest.importorskip("fastapi")
+    router = fastapi.APIRouter()
     router.routes.extend(rk.asgi.routes(registry))
-    app = FastAPI()
+    app = fastapi.FastAPI()
     app.include_router(router, prefix="/internal")
     return app
 
