@@ -40,12 +40,14 @@ def app(registry: Registry) -> Application:
 def routes(registry: Registry, prefix: str = "") -> list[StarletteRoute]:
     """Return the routes for the route list of a Starlette or FastAPI application.
 
-    prefix: begins with a slash and does not end with one, as in "/internal"; "" for none.
+    prefix: as in "/internal", or "" for none. Raises ValueError when it does not begin with a slash.
     """
     from rkmetrics.asgi.exact_route import ExactRoute
 
-    surface = Surface(registry)
-    return [ExactRoute(prefix + path, Endpoint(surface, path), f"rkmetrics_{row.name}") for path, row in ROUTES.items()]
+    if prefix and not prefix.startswith("/"):
+        raise ValueError(f"prefix={prefix!r}: expected a path that begins with '/', such as '/internal'")
+    surface, base = Surface(registry), prefix.rstrip("/")
+    return [ExactRoute(base + path, Endpoint(surface, path), f"rkmetrics_{row.name}") for path, row in ROUTES.items()]
 
 
 class Application:

@@ -124,6 +124,14 @@ def test_routes_are_named_and_stay_out_of_the_schema(registry: rk.Registry) -> N
     assert routes[2].name == "rkmetrics_metrics"
 
 
+def test_a_prefix_may_end_with_a_slash_and_must_begin_with_one(registry: rk.Registry) -> None:
+    for prefix in ("/internal", "/internal/"):
+        assert rk.asgi.routes(registry, prefix)[0].path == "/internal/health"
+    assert rk.asgi.routes(registry, "/")[0].path == rk.asgi.routes(registry)[0].path == "/health"
+    with pytest.raises(ValueError, match="prefix='internal': expected a path"):
+        rk.asgi.routes(registry, "internal")
+
+
 # --- lifespan ---------------------------------------------------------------------------------------------------------
 
 STARTUP, SHUTDOWN = {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}
