@@ -5,8 +5,8 @@ Rules that keep this file safe:
     converted to C doubles first. So a finaliser, a signal handler or another thread never finds a half-made update.
   - A cell points into the memory of a Block, and owns a reference to it: releasing an actor name in the registry never leaves
     a cell without memory, it only takes the block out of what is exposed.
-  - Cells are not tracked by the garbage collector: they refer to Blocks and Bounds only, which never refer back. That
-    halves what a series costs. A Block is tracked, since its `offer` may be anything. */
+  - Cells are not tracked by the garbage collector, which halves what a series costs. They refer to Blocks and Bounds only; so
+    what a Block's `offer` reaches must not lead back to a cell of that Block (memory.py sees to it), or both stay for ever. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -58,7 +58,8 @@ static int block_init(Block *self, PyObject *args, PyObject *kwargs)
     if (PyObject_GetBuffer(buffer, &self->view, PyBUF_WRITABLE) < 0)
         return -1;
     self->exported = 1;
-    if ((uintptr_t)self->view.buf % sizeof(double) || self->view.len % (Py_ssize_t)sizeof(double)) {
+    /* An empty buffer may point anywhere; a set of nothing but registered labels has one. */
+    if ((self->view.len && (uintptr_t)self->view.buf % sizeof(double)) || self->view.len % (Py_ssize_t)sizeof(double)) {
         PyErr_SetString(PyExc_ValueError, "a Block's buffer is aligned to 8 bytes and a multiple of 8 long");
         return -1;
     }

@@ -25,6 +25,7 @@ __all__ = [
     "MetricDefinition",
     "Rename",
     "check",
+    "findings",
 ]
 
 # The value that stands for what was not declared or not admitted. It can be neither declared nor admitted itself.

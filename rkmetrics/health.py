@@ -197,6 +197,11 @@ class Health:
         """The process is up; from here the sources decide."""
         self._advance("start")
 
+    def start_if_new(self) -> None:
+        """A request has come, so the server runs; who wants to say so itself calls begin_start() before that."""
+        if self.phase is Phase.NEW:
+            self.start()
+
     def begin_drain(self) -> None:
         """No new work, please: 503 `draining`, while the work in hand goes on."""
         self._advance("begin_drain")

@@ -8,10 +8,10 @@ nothing else: `key` is what says that two workers' blocks belong together, `imag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
-from rkmetrics.cells import Block
+from rkmetrics.cells import Block, CounterCell
 from rkmetrics.model import Exemplar
 
 __all__ = ["Exemplars", "Memory", "PrivateMemory"]
@@ -30,11 +30,14 @@ class Exemplars:
     Sampled: a place keeps its exemplar for EXEMPLAR_SECONDS. Labels that are not short text are dropped, and
     `dropped` is
     told: they are data, so they must not make an update fail that is right otherwise.
+
+    `dropped` must not lead back to the block's own cells: the garbage collector does not see through cells, and what it
+    cannot see through it never frees.
     """
 
     __slots__ = ("_dropped", "_next", "latest")
 
-    def __init__(self, dropped: Callable[[], object]) -> None:
+    def __init__(self, dropped: CounterCell) -> None:
         self.latest: dict[int, Exemplar] = {}
         self._dropped = dropped
         self._next: dict[int, float] = {}
@@ -45,7 +48,7 @@ class Exemplars:
             return
         pairs = _pairs(labels)
         if pairs is None:
-            self._dropped()
+            self._dropped.inc()
             return
         self._next[offset] = now + EXEMPLAR_SECONDS
         self.latest[offset] = Exemplar(pairs, value, time.time())
@@ -68,11 +71,8 @@ def _pairs(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...] | None:
 class Memory(Protocol):
     """Hands out the memory of bound sets."""
 
-    def block(self, key: str, image: bytes, dropped: Callable[[], object]) -> tuple[Block, Exemplars]:
-        """A block that starts as `image` (bytes of float64), and the exemplars of its cells.
-
-        dropped: called for each exemplar that cannot be kept.
-        """
+    def block(self, key: str, image: bytes, exemplars: Exemplars | None) -> Block:
+        """A block that starts as `image` (bytes of float64) and offers the exemplars of its cells to `exemplars`."""
         ...
 
 
@@ -82,6 +82,5 @@ class PrivateMemory:
     A forked child has a copy, as of all its memory; it counts on from there.
     """
 
-    def block(self, key: str, image: bytes, dropped: Callable[[], object]) -> tuple[Block, Exemplars]:
-        exemplars = Exemplars(dropped)
-        return Block(bytearray(image), exemplars), exemplars
+    def block(self, key: str, image: bytes, exemplars: Exemplars | None) -> Block:
+        return Block(bytearray(image), exemplars)

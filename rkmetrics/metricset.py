@@ -41,6 +41,7 @@ __all__ = [
     "Overflowed",
     "Peak",
     "Registered",
+    "RegisteredCells",
     "Rename",
 ]
 
@@ -404,7 +405,12 @@ class MetricSet:
 
     @classmethod
     def _bind(
-        cls: type[SetT], actor_name: str, block: Block, exemplars: Exemplars, overflowed: Overflowed, start_time: float
+        cls: type[SetT],
+        actor_name: str,
+        block: Block,
+        exemplars: Exemplars | None,
+        overflowed: Overflowed,
+        start_time: float,
     ) -> SetT:
         bound = cls.__new__(cls)
         bound.actor_name, bound.start_time = actor_name, start_time
@@ -412,7 +418,7 @@ class MetricSet:
         return bound
 
     _block: Block
-    _exemplars: Exemplars
+    _exemplars: Exemplars | None
     _overflowed: Overflowed
 
     def _cell(self, metric: Metric[Any]) -> Any:

@@ -12,16 +12,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rkmetrics.cells import gather, peaks
+from rkmetrics.cells import CounterCell, gather, peaks
 from rkmetrics.collection import Collect, CollectorFailure, Guarded
 from rkmetrics.definition import OTHER
 from rkmetrics.errors import RegistryError
 from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
 from rkmetrics.health import Health
-from rkmetrics.memory import Memory, PrivateMemory
+from rkmetrics.memory import Exemplars, Memory, PrivateMemory
 from rkmetrics.metricset import Column, MetricSet, RegisteredCells
 from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily, MetricType
 from rkmetrics.settings import Settings
@@ -101,6 +102,7 @@ class Registry:
         self._refreshers: dict[Callable[[], object], None] = {}
         self._collectors: dict[str, Guarded] = {}
         self._limit: tuple[int, int] = (0, 0)
+        self._dropped: CounterCell | None = None
         # All that a bind, an update or a collection needs is loaded and bound now: they run in finalisers and signal
         # handlers, and a child forked while some thread imports a module would wait for that import for ever.
         self._load(builtin)
@@ -110,8 +112,9 @@ class Registry:
         from rkmetrics.actor import ActorMetrics
         from rkmetrics.catalogue.exporter import Exporter
 
-        self._new_actor = ActorMetrics
+        self._new_actor, self._builtin = ActorMetrics, builtin
         self.exporter: Exporter = self.bind(Exporter)
+        self._dropped = self.exporter.exemplars_dropped
         self.exporter.build_info[catalogue.version(), catalogue.catalog_version()].set(1)
         if builtin:
             import_module(BUILTIN).install(self)
@@ -166,9 +169,8 @@ class Registry:
         bound = table.get(name)
         if bound is not None:
             return bound
-        block, exemplars = self._memory.block(
-            f"{set_class.__name__}/{name}", set_class.layout.image, self._exemplar_dropped
-        )
+        exemplars = Exemplars(self._dropped) if self._dropped else None  # none for the exporter itself
+        block = self._memory.block(f"{set_class.__name__}/{name}", set_class.layout.image, exemplars)
         new = set_class._bind(name, block, exemplars, self._overflows, time.time())
         return table.setdefault(name, new)
 
@@ -192,11 +194,18 @@ class Registry:
 
         False when the name was not admitted.
         """
+        if actor_name not in self._names:  # "" and "__other__" are keys of tables too, and nobody's names
+            return False
         for table in list(self._tables.values()):
-            if actor_name != OTHER:
-                table.pop(actor_name, None)
+            table.pop(actor_name, None)
         self._actors.pop(actor_name, None)
         return self._names.release(actor_name)
+
+    def renew(self, set_class: type[SetT]) -> SetT:
+        """Bind a set without actor_name to fresh cells; for what must not go on from a parent's numbers after a
+        fork."""
+        self._tables[set_class].pop("", None)
+        return self.bind(set_class)
 
     # --- what is known ------------------------------------------------------------------------------------------------
 
@@ -235,6 +244,12 @@ class Registry:
         """The vitals of this process, refreshed at most once a second."""
         read: Callable[[Registry], Vitals] = import_module("rkmetrics.collectors.vitals").read
         return read(self)
+
+    def watch_loop(self) -> None:
+        """Measure the lag of the running event loop; nothing without one, or where this registry has builtin=False."""
+        if self._builtin:
+            with suppress(RuntimeError):  # another kind of loop than asyncio's
+                import_module(f"{BUILTIN}.eventloop").watch(self)
 
     # --- collection ---------------------------------------------------------------------------------------------------
 
@@ -330,7 +345,7 @@ class Registry:
         names = tuple(each.actor_name for each in bound)
         blocks = tuple(each._block for each in bound)
         starts = tuple(each.start_time for each in bound)
-        carry = any(each._exemplars.latest for each in bound)
+        carry = any(each._exemplars and each._exemplars.latest for each in bound)
         families: list[MetricFamily] = []
         for attribute, column in known.layout.columns.items():
             if column.definition.dynamic:
@@ -349,9 +364,6 @@ class Registry:
 
     def _count_overflow(self, metric: str, label: str) -> None:
         self.exporter.label_overflow[metric, label].inc()
-
-    def _exemplar_dropped(self) -> None:
-        self.exporter.exemplars_dropped.inc()
 
     def _collector_failed(self, name: str, reason: CollectorFailure) -> None:
         self.exporter.collector_errors[name, reason].inc()

@@ -36,7 +36,6 @@ from rkmetrics.asgi.routes import BUSY, Guard, Surface
 from rkmetrics.asgi.workers import Workers
 from rkmetrics.catalogue.exporter import Route as RouteName
 from rkmetrics.errors import ServeError
-from rkmetrics.health import Phase
 
 if TYPE_CHECKING:
     from rkmetrics.registry import Registry
@@ -111,8 +110,7 @@ def serve(
             raise ServeError(f"{host or settings.host!r} is no loopback address; there, serving needs METRICS_TOKEN")
         gate = LoopbackGate()
     server = Server(Surface(registry, gate, closed=HOW_TO_OPEN), listener)
-    if registry.health.phase is Phase.NEW:
-        registry.health.start()
+    registry.health.start_if_new()
     return server
 
 

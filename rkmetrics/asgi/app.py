@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rkmetrics.asgi.base import Request, Response, is_exact
 from rkmetrics.asgi.routes import ROUTES, Surface
 from rkmetrics.catalogue.node import Outcome
+from rkmetrics.health import Phase
 
 if TYPE_CHECKING:
     from starlette.routing import Route as StarletteRoute
 
     from rkmetrics.catalogue.node import Node
-    from rkmetrics.health import Health
     from rkmetrics.registry import Registry
 
 __all__ = ["Application", "Endpoint", "Middleware", "app", "routes"]
@@ -63,7 +63,7 @@ class Application:
         elif kind == "websocket":
             await _refuse_websocket(receive, send)
         elif kind == "lifespan":
-            await _live(_Lifespan(self._surface.registry.health), receive, send)
+            await _live(_Lifespan(self._surface.registry), receive, send)
         else:
             raise ValueError(f"scope type {kind!r}: expected http, websocket or lifespan")  # ASGI 3.0, "Applications"
 
@@ -83,10 +83,18 @@ async def _answer(surface: Surface, scope: Scope, send: Send, path: str) -> None
     ticket = scope.get(TICKET)
     if isinstance(ticket, _Ticket):
         ticket.leave()  # who looks at the numbers is not part of them
+    if surface.registry.health.phase is Phase.NEW:  # mounted, so nobody told us of the server's lifespan
+        _up(surface.registry)
     exact = is_exact(path, scope.get("raw_path"))
     headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
     request = Request(scope["method"], path if exact else "", scope.get("query_string", b""), headers)
     await _send(await surface.arespond(surface.answer(request)), request.method, send)
+
+
+def _up(registry: Registry) -> None:
+    """A server sends requests once the application has started; who knows better calls health.begin_start() first."""
+    registry.health.start()
+    registry.watch_loop()
 
 
 def _route_path(scope: Scope) -> str:
@@ -116,8 +124,8 @@ async def _refuse_websocket(receive: Receive, send: Send) -> None:
 class _Lifespan:
     """Takes the health along with what server and application say to each other."""
 
-    def __init__(self, health: Health) -> None:
-        self._health = health
+    def __init__(self, registry: Registry) -> None:
+        self._registry, self._health = registry, registry.health
         self.complete = False
 
     def received(self, message: Message) -> None:
@@ -132,7 +140,7 @@ class _Lifespan:
         """A message from the application."""
         if message["type"] == "lifespan.startup.complete":
             self.complete = True
-            self._health.start()
+            _up(self._registry)
         elif message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"):
             self._health.finish_shutdown()
 
@@ -161,7 +169,8 @@ class Middleware:
     """
 
     def __init__(self, app: ASGIApp, registry: Registry) -> None:
-        self._app, self._health, self._node = app, registry.health, registry.node
+        self._app, self._registry, self._node = app, registry, registry.node
+        self._node.requests_in_progress.inc(0)  # a gauge exists from its first update
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,10 +205,10 @@ class Middleware:
         """A server sends requests when the application has started, also a server without lifespan."""
         if not self._started:
             self._started = True
-            self._health.start()
+            _up(self._registry)
 
     async def _observe(self, scope: Scope, receive: Receive, send: Send) -> None:
-        lifespan = _Lifespan(self._health)
+        lifespan = _Lifespan(self._registry)
         self._started = True
 
         async def received() -> Message:

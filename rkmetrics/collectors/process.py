@@ -50,10 +50,7 @@ def age_seconds() -> float:
 def _bound(registry: Registry) -> Process:
     """The set for this process: a new one in a forked child, as the memory it inherits holds its parent's numbers."""
     bound = registry.bind(Process)
-    if bound.cpu_seconds.value:
-        registry._tables[Process].pop("", None)  # pyright: ignore[reportPrivateUsage]
-        bound = registry.bind(Process)
-    return bound
+    return registry.renew(Process) if bound.cpu_seconds.value else bound
 
 
 class _Reader:
