@@ -139,7 +139,7 @@ class Delivery:
             link = self._link = self._link or self._connect()
             return link.send(envelope(part.metrics, self._resource(), self._scope))
         except Exception as error:  # whatever an exporter does, the thread goes on
-            return Answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
+            return Answer(Outcome.FAILED, f"no exporter could be made: {type(error).__name__}")
 
     def close(self) -> None:
         """Close the link; safe from any thread, and ends a request that is under way."""

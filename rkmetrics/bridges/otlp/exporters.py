@@ -93,74 +93,76 @@ def load(protocol: str) -> None:
 
 # --- the exporters' own log lines -------------------------------------------------------------------------------------
 
-_said = threading.local()
-
 
 class _Quiet(logging.Filter):
-    """Keeps what the exporters log in a pusher's thread for the answer; push.py says what has to be said, once."""
+    """Drops what the exporters log in a pusher's thread: push.py says what has to be said, once.
+
+    Dropped for good, not passed on, as a message of theirs may quote a header.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        lines: list[str] | None = getattr(_said, "lines", None)
-        if lines is None:
-            return True
-        lines[:] = [record.getMessage()]
-        return False
+        return not getattr(_thread, "quiet", False)
 
 
+_thread = threading.local()
 _QUIET = _Quiet()
 
 
 @contextmanager
-def quiet() -> Generator[list[str]]:
-    """Within it, this thread's log lines of OpenTelemetry's exporters are not printed; the list holds the last one."""
+def quiet() -> Generator[None]:
+    """Within it, this thread's log lines of OpenTelemetry's exporters are not printed."""
     for name in _EXPORTER_LOGGERS:
         logger = logging.getLogger(name)
         if _QUIET not in logger.filters:
             logger.addFilter(_QUIET)
-    _said.lines = lines = list[str]()
+    _thread.quiet = True
     try:
-        yield lines
+        yield
     finally:
-        del _said.lines
+        _thread.quiet = False
 
 
 # --- any exporter -----------------------------------------------------------------------------------------------------
 
 
 class ExporterLink:
-    """An exporter as it is, with its own retries; all that is known of an answer is whether it was good."""
+    """An exporter, in one of two ways.
+
+    As it is, with its own retries: all that is known of an answer is whether it was good. Or listened to: `answer`
+    hands out what was heard. abort: ends a request that is under way, where shutting the exporter down does not.
+    """
 
     def __init__(
         self,
         exporter: MetricExporter,
         timeout_seconds: float,
         answer: Callable[[], Answer | None] = lambda: None,
+        abort: Callable[[], None] = lambda: None,
         *,
         renewable: bool = True,
     ) -> None:
         self.renewable = renewable
         self._exporter: Any = exporter
         self._timeout_millis = timeout_seconds * 1000
-        self._answer = answer
+        self._answer, self._abort = answer, abort
 
     def send(self, data: MetricsData) -> Answer:
         from opentelemetry.sdk.metrics.export import MetricExportResult
 
-        with quiet() as lines:
+        detail = "the exporter failed before it sent anything, or did not say why"
+        with quiet():
             try:
-                result = self._exporter.export(data, timeout_millis=self._timeout_millis)
+                good = self._exporter.export(data, timeout_millis=self._timeout_millis) is MetricExportResult.SUCCESS
             except Settled:
-                result = MetricExportResult.FAILURE
-            except Exception as error:
-                return self._answer() or Answer(Outcome.FAILED, f"the exporter raised {type(error).__name__}: {error}")
-            answer = self._answer()
-        if answer is None and result is not MetricExportResult.SUCCESS:
-            return Answer(Outcome.FAILED, lines[-1] if lines else "the exporter failed")
-        return answer or Answer(Outcome.OK)
+                good = False
+            except Exception as error:  # without its text, which may quote a header
+                good, detail = False, f"the exporter raised {type(error).__name__}"
+        return self._answer() or (Answer(Outcome.OK) if good else Answer(Outcome.FAILED, detail))
 
     def close(self) -> None:
+        self._abort()
         with quiet(), suppress(Exception):
-            self._exporter.shutdown(timeout_millis=100)
+            self._exporter.shutdown(timeout_millis=10)
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
@@ -175,27 +177,15 @@ def open_http(timeout_seconds: float) -> Link:
         os.environ.get(name) for name in _CREDENTIAL_PROVIDERS
     ):  # the session is the provider's; we must not replace it
         return ExporterLink(OTLPMetricExporter(timeout=cast("int", timeout_seconds)), timeout_seconds)
-    listener = _listener(timeout_seconds)
     session = requests.Session()
+    listener = _listener(session, timeout_seconds)
     session.mount("http://", listener)
     session.mount("https://", listener)
     exporter = OTLPMetricExporter(timeout=cast("int", timeout_seconds), session=session)
-    return _ListeningLink(exporter, timeout_seconds, listener)
+    return ExporterLink(exporter, timeout_seconds, listener.take, listener.abort)
 
 
-class _ListeningLink(ExporterLink):
-    """An exporter that is listened to; closing it ends a request under way."""
-
-    def __init__(self, exporter: MetricExporter, timeout_seconds: float, listener: Any) -> None:
-        super().__init__(exporter, timeout_seconds, listener.take)
-        self._listener = listener
-
-    def close(self) -> None:
-        self._listener.abort()
-        super().close()
-
-
-def _listener(timeout_seconds: float) -> Any:
+def _listener(session: Any, timeout_seconds: float) -> Any:
     """A transport adapter that keeps each answer, and ends a request not answered in full within the time-out."""
     from requests import PreparedRequest, Response
     from requests.adapters import HTTPAdapter
@@ -231,10 +221,13 @@ def _listener(timeout_seconds: float) -> Any:
 
         def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
             kwargs["stream"] = True  # the body is read here, so much and no more
+            if isinstance(session.verify, str):  # OTEL_..._CERTIFICATE; requests lets REQUESTS_CA_BUNDLE go before it
+                kwargs["verify"] = session.verify
             # requests' time-out is that of one read: a server that drips would hold the thread for ever.
             timer = threading.Timer(timeout_seconds, self.abort)
             timer.daemon = True
-            timer.start()
+            with suppress(RuntimeError):  # Python 3.12 starts no thread at exit, which has a limit of its own
+                timer.start()
             try:
                 response = super().send(request, *args, **kwargs)
                 body = response.raw.read(MAX_ANSWER_BYTES, decode_content=True)
@@ -357,38 +350,29 @@ def open_grpc(timeout_seconds: float) -> Link:
     if not hasattr(getattr(exporter, "_client", None), "Export"):
         return ExporterLink(exporter, timeout_seconds)  # another exporter than we know: its own retries have to do
     stub = exporter._client = _Stub(exporter._client)
-    return _ListeningLink(exporter, timeout_seconds, stub)
+    return ExporterLink(exporter, timeout_seconds, stub.take)
 
 
 class _Stub:
-    """The exporter's stub of the metrics service, with each answer kept. `abort` ends a call that is under way."""
+    """The exporter's stub of the metrics service, with each answer kept."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
         self._answer: Answer | None = None
-        self._call: Any = None
 
     def Export(self, request: Any, **kwargs: Any) -> Any:
         grpc: Any = import_module("grpc")
-        self._call = self._inner.Export.future(request, **kwargs)
         try:
-            response = self._call.result()
+            response = self._inner.Export(request, **kwargs)
         except grpc.RpcError as error:
             self._answer = _grpc_error(error)
-        except grpc.FutureCancelledError:
-            self._answer = Answer(Outcome.UNANSWERED, "the request was cancelled")
-        else:
-            self._answer = _taken(response, Outcome.OK)
-            return response
-        raise Settled
+            raise Settled from None
+        self._answer = _taken(response, Outcome.OK)
+        return response
 
     def take(self) -> Answer | None:
         answer, self._answer = self._answer, None
         return answer
-
-    def abort(self) -> None:
-        if self._call is not None:
-            self._call.cancel()
 
 
 def _grpc_error(error: Any) -> Answer:

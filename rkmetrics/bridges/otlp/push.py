@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import uuid4
 
 from rkmetrics.bridges.otlp.answers import Answer
-from rkmetrics.bridges.otlp.exporters import ExporterLink, Link, load, missing_extra, open_grpc, open_http
+from rkmetrics.bridges.otlp.exporters import ExporterLink, Link, load, missing_extra, open_grpc, open_http, quiet
 from rkmetrics.bridges.otlp.settings import PROTOCOLS, TEMPORALITIES, OtlpSettings
 from rkmetrics.catalogue.otlp import Otlp, Outcome
 
@@ -99,6 +100,7 @@ class Pusher:
         )
         self._reset()
         self._stop_by = math.inf
+        self._connected = False
         self._abandoned: list[Link | None] = []
 
     def _reset(self) -> None:
@@ -109,7 +111,12 @@ class Pusher:
         self._schedule = self._make_schedule()
 
     def _connect(self) -> Link:
-        timeout = self.settings.timeout_seconds
+        """Make an exporter. The first may log what it finds wrong in the environment, later ones not again."""
+        with quiet() if self._connected else nullcontext():
+            self._connected = True
+            return self._make_link(self.settings.timeout_seconds)
+
+    def _make_link(self, timeout: float) -> Link:
         if self._exporter is None:
             return _OPEN[self.settings.protocol](timeout)
         lasting = hasattr(self._exporter, "export") and not isinstance(self._exporter, type)

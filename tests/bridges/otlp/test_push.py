@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -277,6 +280,20 @@ def test_the_exporters_log_is_one_line_for_each_change(
     assert "refuses" in lines[0].getMessage()
 
 
+def test_a_header_that_cannot_be_sent_is_not_quoted_in_the_log(
+    receive: Callable[[str], Receiver],
+    push: Callable[..., Pusher],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    receive("http")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%0Asesame")
+    with caplog.at_level(logging.DEBUG):
+        assert not push().flush(5)
+    assert "exporter" in caplog.text
+    assert "sesame" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -345,6 +362,30 @@ def test_an_exporter_factory_is_called_again_after_a_failure(push: Callable[...,
     assert pusher.flush(5)
     assert Broken.made == 2
     pusher.shutdown(5)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_the_certificate_of_the_environment_is_trusted_and_no_other(
+    receive: Callable[[str], Receiver], push: Callable[..., Pusher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    receiver: Any = receive("http")
+    make = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        ["openssl", *make.split(), "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.endpoint.replace("http:", "https:"))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    assert not push().flush(0.5)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "cert.pem"))
+    assert push().flush(10)
 
 
 SCRIPT = """
