@@ -204,7 +204,7 @@ class Gauge:
             self._note(max(after, after - amount))
 
     def _add_to_nan(self, amount: float) -> None:
-        self._numbers[self._offset] = amount if is_unset(self._numbers[self._offset]) else _NAN
+        self._numbers[self._offset] = 0.0 + amount if is_unset(self._numbers[self._offset]) else _NAN
 
     def _note(self, value: float) -> None:
         numbers, peak = self._numbers, self._peak
