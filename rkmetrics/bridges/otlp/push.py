@@ -209,9 +209,9 @@ class Pusher:
             was_failing = self._delivery.failed_attempts > 0
             answer = self._delivery.attempt(time.time_ns())
             schedule.after(answer, time.monotonic())
-            more = self._settle(ticket, answer, was_failing)
-            if more:
+            if self._stop_by == math.inf:  # the end has a line of its own
                 self._log.note(answer, time.monotonic())
+            more = self._settle(ticket, answer, was_failing)
         self._end(answer)
 
     def _wait(self) -> int | None:
