@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Chat(rk.MetricSet):
-    messages = rk.Counter("chat_messages_total", "Messages handled.", kind=rk.OneOf("text", "image"))
-    members = rk.Gauge("chat_members", "Members in rooms.", across="sum")
-    reply = rk.Histogram("chat_reply_duration_seconds", "Time to reply.", buckets=(0.1, 1.0))
+    messages = rk.Counter("pushed_messages_total", "Messages handled.", kind=rk.OneOf("text", "image"))
+    members = rk.Gauge("pushed_members", "Members in rooms.", across="sum")
+    reply = rk.Histogram("pushed_reply_duration_seconds", "Time to reply.", buckets=(0.1, 1.0))
 
 
 def metrics_in(request: Any) -> Iterator[Any]:
@@ -78,11 +78,11 @@ def test_a_flush_sends_the_snapshot_with_its_resource(
     assert named["service.instance.id"] == pusher.instance_id
     assert (scope.scope.name, scope.scope.version) == ("rkmetrics", rk.__version__)
     assert receiver.headers[0]["x-tenant"] == "blue"
-    assert counted([request], "chat_messages_total") == [7]
+    assert counted([request], "pushed_messages_total") == [7]
     found = {metric.name: metric for metric in scope.metrics}
-    assert found["chat_members"].gauge.data_points[0].as_double == 3
-    assert found["chat_reply_duration_seconds"].unit == "s"
-    assert list(found["chat_reply_duration_seconds"].histogram.data_points[0].bucket_counts) == [0, 1, 0]
+    assert found["pushed_members"].gauge.data_points[0].as_double == 3
+    assert found["pushed_reply_duration_seconds"].unit == "s"
+    assert list(found["pushed_reply_duration_seconds"].histogram.data_points[0].bucket_counts) == [0, 1, 0]
     assert own(registry, "ok") == 1
 
 
@@ -93,7 +93,7 @@ def test_a_trace_id_arrives_with_the_exemplar(
     exemplar = {"trace_id": trace, "span_id": span, "actor_id": "room-81f"}
     registry.bind(Chat, actor_name="lobby").reply.observe(0.05, exemplar=exemplar)
     assert push().flush(10)
-    (metric,) = (m for m in metrics_in(receiver.taken[0]) if m.name == "chat_reply_duration_seconds")
+    (metric,) = (m for m in metrics_in(receiver.taken[0]) if m.name == "pushed_reply_duration_seconds")
     (found,) = metric.histogram.data_points[0].exemplars
     assert (found.trace_id.hex(), found.span_id.hex(), found.as_double) == (trace, span, 0.05)
     assert [(item.key, item.value.string_value) for item in found.filtered_attributes] == [("actor_id", "room-81f")]
@@ -222,7 +222,7 @@ def test_shutdown_pushes_a_last_time(receiver: Receiver, push: Callable[..., Pus
     pusher = push().start()
     registry.bind(Chat, actor_name="lobby").messages["text"].inc()
     assert pusher.shutdown()
-    assert counted(receiver.taken, "chat_messages_total") == [1]
+    assert counted(receiver.taken, "pushed_messages_total") == [1]
     assert not pusher.flush(1)
     pusher.start()
     assert len(receiver.sent) == 1
@@ -245,8 +245,8 @@ def test_deltas_add_up_to_what_was_counted(
         cell.inc(amount)
         pusher.flush(10)
     assert pusher.flush(10)
-    assert sum(counted(receiver.taken, "chat_messages_total")) == 63
-    (metric,) = (m for m in metrics_in(receiver.taken[0]) if m.name == "chat_messages_total")
+    assert sum(counted(receiver.taken, "pushed_messages_total")) == 63
+    (metric,) = (m for m in metrics_in(receiver.taken[0]) if m.name == "pushed_messages_total")
     assert metric.sum.aggregation_temporality == 1
 
 
@@ -263,8 +263,8 @@ def test_a_delta_whose_fate_is_unknown_comes_again_as_it_was(
     assert pusher.flush(10)
     _, lost, again, rest = receiver.sent
     assert lost == again
-    assert counted([again], "chat_messages_total") == [5]
-    assert counted([rest], "chat_messages_total") == [2]
+    assert counted([again], "pushed_messages_total") == [5]
+    assert counted([rest], "pushed_messages_total") == [2]
 
 
 def test_the_exporters_log_is_one_line_for_each_change(
@@ -395,7 +395,7 @@ import rkmetrics as rk
 from rkmetrics.bridges.otlp import Pusher
 
 class Chat(rk.MetricSet):
-    messages = rk.Counter("chat_messages_total", "Messages handled.")
+    messages = rk.Counter("pushed_messages_total", "Messages handled.")
 
 registry = rk.Registry(rk.Settings(), builtin=False)
 messages = registry.bind(Chat, actor_name="lobby").messages
@@ -415,7 +415,7 @@ def run(code: str, *, timeout_seconds: float = 60) -> tuple[str, float]:
 
 def test_exit_pushes_what_is_left(receiver: Receiver) -> None:
     run("")
-    assert counted(receiver.taken, "chat_messages_total") == [10]
+    assert counted(receiver.taken, "pushed_messages_total") == [10]
 
 
 def test_exit_is_not_held_up_by_a_receiver_that_hangs(receiver: Receiver) -> None:
@@ -448,7 +448,7 @@ messages.inc()
     run(code)
     by_instance: dict[str, list[float]] = {}
     for request in receiver.taken:
-        values = counted([request], "chat_messages_total")
+        values = counted([request], "pushed_messages_total")
         by_instance.setdefault(identity(request)["service.instance.id"], []).extend(values)
     assert sorted(values[-1] for values in by_instance.values()) == [2, 2, 2, 11]
     assert not pinned or by_instance["web-1"][-1] == 11
