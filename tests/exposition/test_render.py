@@ -23,7 +23,7 @@ IDENTITY, GZIP = CODINGS[-1], choose_coding(b"gzip")
 
 
 class Chat(rk.MetricSet):
-    messages = rk.Counter("chat_messages_total", "Messages handled.")
+    messages = rk.Counter("rendered_messages_total", "Messages handled.")
     members = rk.Gauge("chat_members", "Members in rooms.", across="sum")
 
 
@@ -77,7 +77,7 @@ def callers(renderer: Renderer) -> int:
 def test_a_page_is_the_registry_in_a_format_and_a_coding(registry: rk.Registry) -> None:
     renderer = Renderer(registry)
     page = renderer.render(TEXT, IDENTITY)
-    assert b'chat_messages_total{actor_name="lobby"} 7\n' in page
+    assert b'rendered_messages_total{actor_name="lobby"} 7\n' in page
     assert b"chat_members" not in page, "no gauge was set"
     assert renderer.render(OPENMETRICS, IDENTITY).endswith(b"# EOF\n")
     assert renderer.render(PROTOBUF, IDENTITY) != page
@@ -85,9 +85,9 @@ def test_a_page_is_the_registry_in_a_format_and_a_coding(registry: rk.Registry) 
 
 
 def test_names_choose_families(registry: rk.Registry) -> None:
-    page = Renderer(registry).render(TEXT, IDENTITY, frozenset({"chat_messages_total"}))
+    page = Renderer(registry).render(TEXT, IDENTITY, frozenset({"rendered_messages_total"}))
     assert page.count(b"# TYPE") == 1
-    assert b"chat_messages_total" in page
+    assert b"rendered_messages_total" in page
 
 
 def test_each_rendering_is_measured(registry: rk.Registry) -> None:
@@ -101,7 +101,7 @@ def test_a_page_is_not_kept(registry: rk.Registry) -> None:
     renderer = Renderer(registry)
     renderer.render(TEXT, IDENTITY)
     registry.bind(Chat, actor_name="lobby").messages.inc()
-    assert b'chat_messages_total{actor_name="lobby"} 8\n' in renderer.render(TEXT, IDENTITY)
+    assert b'rendered_messages_total{actor_name="lobby"} 8\n' in renderer.render(TEXT, IDENTITY)
     assert renderer._tables.pages == {}
 
 
@@ -198,7 +198,7 @@ async def test_a_coroutine_that_is_cancelled_takes_nothing_from_the_others(regis
         await asyncio.wait_for(second, 0.001)
     assert callers(renderer) == 1
     slow.go.set()
-    assert b"chat_messages_total" in await third
+    assert b"rendered_messages_total" in await third
     assert slow.runs == 1
 
 
@@ -211,7 +211,7 @@ def test_a_loop_that_is_closed_in_the_meantime_is_not_missed(registry: rk.Regist
 
     asyncio.run(give_up())
     slow.go.set()
-    assert b"chat_messages_total" in renderer.render(TEXT, IDENTITY)
+    assert b"rendered_messages_total" in renderer.render(TEXT, IDENTITY)
     eventually(lambda: renderer._tables.pages == {})
 
 
@@ -241,7 +241,7 @@ def test_a_finaliser_that_renders_inside_of_a_rendering_does_not_wait_for_it(reg
     registry.add_refresher(make_and_collect)
     outer = renderer.render(TEXT, IDENTITY)
     assert pages
-    assert all(b'chat_messages_total{actor_name="lobby"} 7\n' in page for page in [outer, *pages])
+    assert all(b'rendered_messages_total{actor_name="lobby"} 7\n' in page for page in [outer, *pages])
 
 
 def test_finalisers_that_render_all_the_time_never_deadlock(registry: rk.Registry, threads: ThreadPoolExecutor) -> None:
@@ -279,8 +279,8 @@ def test_without_a_thread_the_caller_renders_by_itself(registry: rk.Registry, mo
 
     monkeypatch.setattr(module, "start_new_thread", refuse)
     renderer = Renderer(registry)
-    assert b"chat_messages_total" in renderer.render(TEXT, IDENTITY)
-    assert b"chat_messages_total" in asyncio.run(renderer.arender(TEXT, IDENTITY))
+    assert b"rendered_messages_total" in renderer.render(TEXT, IDENTITY)
+    assert b"rendered_messages_total" in asyncio.run(renderer.arender(TEXT, IDENTITY))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -297,7 +297,7 @@ def test_a_child_forked_in_the_middle_of_a_rendering_renders_for_itself(
         code = 1
         try:
             slow.go.set()
-            code = 0 if b'chat_messages_total{actor_name="lobby"} 7\n' in renderer.render(TEXT, IDENTITY) else 2
+            code = 0 if b'rendered_messages_total{actor_name="lobby"} 7\n' in renderer.render(TEXT, IDENTITY) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
