@@ -292,9 +292,13 @@ class Registry:
         for refresh in list(self._refreshers):
             self._refresh(refresh)
         self._describe(self.exporter)
-        own = [family for known in list(self._tables) for family in self._families(known)]
+        own = self.snapshot()
         wanted = own if names is None else [family for family in own if _wanted(family, names)]
         return (*wanted, *(family for family in foreign if names is None or family.name in names))
+
+    def snapshot(self) -> tuple[MetricFamily, ...]:
+        """The same of this registry's own cells as they stand: no collector runs, nothing waits."""
+        return tuple(family for known in list(self._tables) for family in self._families(known))
 
     def _refresh(self, refresh: Callable[[], object]) -> None:
         try:

@@ -18,7 +18,7 @@ from rkmetrics.bridges.otlp.delta import Part, Points, key_of, parts, since
 from rkmetrics.bridges.otlp.exporters import Link
 from rkmetrics.bridges.otlp.translate import envelope, metrics_of
 from rkmetrics.catalogue.otlp import Otlp, Outcome
-from rkmetrics.model import Family, MetricFamily
+from rkmetrics.model import Family, ForeignFamily, MetricFamily
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import Metric
@@ -152,10 +152,14 @@ class Delivery:
         link, self._link = self._link, None
         return link
 
-    def restart(self, now: int) -> None:
-        """Begin anew in a forked child: what was counted up to now is the parent's to report."""
+    def restart(self, now: int, inherited: Iterable[MetricFamily]) -> None:
+        """Begin anew in a forked child: what was counted up to now is the parent's to report.
+
+        inherited: the cells as they were at the fork; what other registries have counted is asked of them here.
+        """
         self._acknowledged, self._unsure, self.failed_attempts = {}, None, 0
-        flagged = (metric for family in self._collect() for metric in metrics_of(family, now, self._start))
+        families = (*inherited, *(family for family in self._collect() if isinstance(family, ForeignFamily)))
+        flagged = (metric for family in families for metric in metrics_of(family, now, self._start))
         self._origin = {key_of(metric, point): point for metric in flagged for point in metric.data.data_points}
         self._origin_time = now
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     from rkmetrics.bridges.otlp.delivery import Delivery, Schedule
+    from rkmetrics.model import MetricFamily
     from rkmetrics.registry import Registry
 
 __all__ = ["EXIT_SECONDS", "Pusher"]
@@ -40,9 +41,6 @@ logger = logging.getLogger("rkmetrics")
 
 #: What exit waits for, at most, while all pushers of the process send their last.
 EXIT_SECONDS = 5.0
-
-# What a fork waits for, at most, while the child's thread takes its first snapshot: a moment, without slow collectors.
-FORK_SECONDS = 0.1
 
 _OPEN: Mapping[str, Callable[[float], Link]] = {"http/protobuf": open_http, "grpc": open_grpc}
 
@@ -85,7 +83,7 @@ class Pusher:
         )
         if exporter is None:
             load(self.settings.protocol)
-        self._exporter = exporter
+        self._registry, self._exporter = registry, exporter
         self._identity = _Identity(resource or {})
         self._make_schedule: Callable[[], Schedule] = partial(Schedule, self.settings.interval_seconds)
         self._log = StateLog()
@@ -264,19 +262,15 @@ class Pusher:
         self._identity.renew()
         self._reset()
         if self._stop_by == math.inf:
-            restarted = threading.Event()
-            self._begin(partial(self._run_in_child, restarted))
-            # What the child counts before the thread has noted the parent's numbers would pass for the parent's.
-            restarted.wait(FORK_SECONDS)
+            # Copied here, before the child can count anything: what it counts later must not pass for its parent's.
+            self._begin(partial(self._run_in_child, self._registry.snapshot()))
 
-    def _run_in_child(self, restarted: threading.Event) -> None:
+    def _run_in_child(self, inherited: tuple[MetricFamily, ...]) -> None:
         try:
-            self._delivery.restart(time.time_ns())
+            self._delivery.restart(time.time_ns(), inherited)
         except Exception:
             logger.exception("OTLP push does not go on in this forked process")
             return
-        finally:
-            restarted.set()
         self._run()
 
 

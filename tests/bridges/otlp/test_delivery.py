@@ -248,7 +248,7 @@ def test_a_forked_child_reports_only_what_it_counts_itself() -> None:
     work.done["easy"].inc(10)
     work.time.observe(1.0)
     work.depth.set(4)
-    delivery.restart(START)
+    delivery.restart(START, registry.snapshot())
     work.done["easy"].inc(2)
     work.time.observe(1.0)
     delivery.attempt(START + SECOND)
