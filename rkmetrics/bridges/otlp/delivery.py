@@ -158,7 +158,8 @@ class Delivery:
         inherited: the cells as they were at the fork; what other registries have counted is asked of them here.
         """
         self._acknowledged, self._unsure, self.failed_attempts = {}, None, 0
-        families = (*inherited, *(family for family in self._collect() if isinstance(family, ForeignFamily)))
+        foreign = [family for family in self._collect() if isinstance(family, ForeignFamily)]
+        families: list[Family] = [*inherited, *foreign]
         flagged = (metric for family in families for metric in metrics_of(family, now, self._start))
         self._origin = {key_of(metric, point): point for metric in flagged for point in metric.data.data_points}
         self._origin_time = now
