@@ -23,6 +23,10 @@ EXEMPLAR_CHARACTERS = 128
 # for that.
 EXEMPLAR_SECONDS = 0.1
 
+# What all have that never had an exemplar, which is most of them; never written to.
+_NEVER: dict[int, Exemplar] = {}
+_NEXT: dict[int, float] = {}
+
 
 class Exemplars:
     """The latest exemplar at each place of a block; what a Block calls when an update carries one.
@@ -38,9 +42,9 @@ class Exemplars:
     __slots__ = ("_dropped", "_next", "latest")
 
     def __init__(self, dropped: CounterCell) -> None:
-        self.latest: dict[int, Exemplar] = {}
+        self.latest: dict[int, Exemplar] = _NEVER
         self._dropped = dropped
-        self._next: dict[int, float] = {}
+        self._next: dict[int, float] = _NEXT
 
     def __call__(self, offset: int, value: float, labels: Mapping[str, str]) -> None:
         now = time.monotonic()
@@ -50,6 +54,9 @@ class Exemplars:
         if pairs is None:
             self._dropped.inc()
             return
+        if self.latest is _NEVER:
+            self._next = {}  # before `latest`: whoever comes in between then writes to neither of the shared ones
+            self.latest = {}
         self._next[offset] = now + EXEMPLAR_SECONDS
         self.latest[offset] = Exemplar(pairs, value, time.time())
 

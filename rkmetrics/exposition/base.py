@@ -179,8 +179,8 @@ def exemplar_labels(exemplar: Exemplar) -> tuple[tuple[str, str], ...] | None:
     return pairs if len(names) == len(pairs) and all(map(LABEL_NAME.fullmatch, names)) else None
 
 
-def together(families: Iterable[Family], encode_one: Callable[[Family], bytes]) -> bytes:
-    """All families as one page. A family that cannot be encoded is left out."""
+def together(families: Iterable[Family], encode_one: Callable[[Family], bytes], end: bytes = b"") -> bytes:
+    """All families as one page. A family that cannot be encoded is left out. end: what closes the page."""
     parts: list[bytes] = []
     for family in families:
         try:
@@ -189,4 +189,5 @@ def together(families: Iterable[Family], encode_one: Callable[[Family], bytes]) 
             if family.name not in _LOGGED and len(_LOGGED) < _LOGGED_LIMIT:
                 _LOGGED.add(family.name)
                 _log.exception("%r is left out of the exposition: it cannot be written", family.name)
+    parts.append(end)
     return b"".join(parts)

@@ -26,7 +26,7 @@ _EXEMPLAR_SUFFIXES = {
 
 def encode(families: Iterable[Family]) -> bytes:
     """A page of families and the end mark."""
-    return together(families, _encode_one) + b"# EOF\n"
+    return together(families, _encode_one, b"# EOF\n")
 
 
 def _encode_one(family: Family) -> bytes:

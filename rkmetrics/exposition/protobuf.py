@@ -13,6 +13,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 from rkmetrics.exposition.base import Format, exemplar_labels, pieces, together
 from rkmetrics.exposition.foreign import fit, parts
@@ -67,6 +68,8 @@ def encode(families: Iterable[Family]) -> bytes:
 def _varint(n: int) -> bytes:
     if n < 128:
         return _ONE_BYTE[n]
+    if n < 16384:  # two bytes: nearly all lengths, and most counts
+        return bytes((n & 127 | 128, n >> 7))
     out = bytearray()
     while n > 127:
         out.append(n & 127 | 128)
@@ -100,6 +103,7 @@ def _actor(actor_name: str) -> bytes:
     return _pair("actor_name", actor_name)
 
 
+@lru_cache(maxsize=1024)
 def _timestamp(tag: bytes, seconds: float) -> bytes:
     """google.protobuf.Timestamp: seconds = 1, nanos = 2; nothing for a time that is not known."""
     if not (math.isfinite(seconds) and seconds > 0):
@@ -134,6 +138,9 @@ def _count(whole_tag: bytes, float_tag: bytes, count: float) -> bytes:
 
 
 # ---- families of our own
+
+# MetricFamily.metric = 4, and the length of what follows, as far as it is mostly small.
+_METRIC = tuple([b"\x22" + _varint(size) for size in range(512)])
 
 
 class _Constants:
@@ -185,14 +192,18 @@ def _own(family: MetricFamily) -> Iterator[bytes]:
     for actor_name, start_time in zip(family.actor_names, family.start_times, strict=True):
         named = _actor(actor_name) if shape.per_actor else b""
         created = _created(shape.type, start_time)
+        head = _simple_head(shape.type, created)
         for combo in constants.combos:
             value = values[position]
             if value == value or not is_unset(value):
                 if shape.type is MetricType.HISTOGRAM:
                     number = _histogram(family, position, constants.uppers, created)
+                elif position in family.exemplars:
+                    number = _with_exemplar(shape.type, value, family.exemplars[position], created)
                 else:
-                    number = _simple(shape.type, value, family.exemplars.get(position), created)
-                yield _message(b"\x22", named + combo + number)
+                    number = head + _double(value) + created
+                size = len(named) + len(combo) + len(number)
+                yield (_METRIC[size] if size < 512 else b"\x22" + _varint(size)) + named + combo + number
             position += width
 
 
@@ -203,23 +214,43 @@ def _created(kind: MetricType, start_time: float) -> bytes:
     return _timestamp(b"\x7a" if kind is MetricType.HISTOGRAM else b"\x1a", start_time)
 
 
-def _simple(kind: MetricType, value: float, exemplar: Exemplar | None, created: bytes) -> bytes:
+def _simple_head(kind: MetricType, created: bytes) -> bytes:
+    """Metric.counter, gauge or untyped, up to the number; nothing for a histogram."""
+    if kind is MetricType.HISTOGRAM:
+        return b""
+    return _SIMPLE_FIELD[_NUMBER_OF[kind]] + _varint(9 + len(created)) + b"\x09"
+
+
+def _with_exemplar(kind: MetricType, value: float, exemplar: Exemplar, created: bytes) -> bytes:
     """Metric.counter, gauge or untyped; Counter.exemplar = 2."""
     number = b"\x09" + _double(value)
     if kind is MetricType.COUNTER:
-        number += _exemplar(b"\x12", exemplar) + created
-    return _message(_SIMPLE_FIELD[_NUMBER_OF[kind]], number)
+        number += _exemplar(b"\x12", exemplar)
+    return _message(_SIMPLE_FIELD[_NUMBER_OF[kind]], number + created)
+
+
+@lru_cache(maxsize=4096)
+def _bucket_head(cumulative: float) -> bytes:
+    """A bucket without exemplar, up to its bound, which takes 9 bytes."""
+    count = _count(b"\x08", b"\x21", cumulative)
+    return b"\x1a" + _varint(len(count) + 9) + count
+
+
+def _buckets(family: MetricFamily, position: int, uppers: Sequence[bytes], cumulative: Sequence[float]) -> bytes:
+    """Histogram.bucket = 3, one after another."""
+    exemplars = family.exemplars
+    if not exemplars:
+        return b"".join([_bucket_head(count) + upper for count, upper in zip(cumulative, uppers, strict=True)])
+    rows = zip(range(position, position + len(uppers)), cumulative, uppers, strict=True)
+    return b"".join([_bucket(count, upper, exemplars.get(at)) for at, count, upper in rows])
 
 
 def _histogram(family: MetricFamily, position: int, uppers: Sequence[bytes], created: bytes) -> bytes:
     """Metric.histogram = 7: sample_count = 1, sample_sum = 2, bucket = 3, and the native fields."""
-    shape, values, exemplars = family.shape, family.values, family.exemplars
+    shape, values = family.shape, family.values
     end = position + len(uppers)
-    buckets: list[bytes] = []
-    count = 0.0
-    for at, upper in zip(range(position, end), uppers, strict=True):
-        count += values[at]
-        buckets.append(_bucket(count, upper, exemplars.get(at)))
+    cumulative = tuple(accumulate(values[position:end]))
+    buckets, count = _buckets(family, position, uppers, cumulative), cumulative[-1]
     native = b""
     if shape.native:
         counts = [int(each) for each in values[end + 2 : end + 2 + NATIVE_BUCKETS]]
@@ -228,7 +259,7 @@ def _histogram(family: MetricFamily, position: int, uppers: Sequence[bytes], cre
         # Prometheus refuses a native histogram whose count is not its buckets' sum; while others count, a snapshot may
         # be an observation apart.
         count = zeros + sum(counts)
-    whole = _count(b"\x08", b"\x21", count) + b"\x11" + _double(values[end]) + b"".join(buckets) + native + created
+    whole = _count(b"\x08", b"\x21", count) + b"\x11" + _double(values[end]) + buckets + native + created
     return _message(b"\x3a", whole)
 
 
