@@ -181,6 +181,7 @@ def attach(
     family.
     """
     collect = foreign(collector_registry)
+    registry.collect(())  # some sets are bound at the first collection, and their names are taken from then on
     clashes = {family.name for family in _clashing(registry, collect()) if family.name not in DEFAULTS}
     if clashes:
         listed = ", ".join(sorted(clashes))

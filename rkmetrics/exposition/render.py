@@ -6,14 +6,16 @@ nothing is kept.
 
 The work runs in a thread of its own. Callers only wait, so one that gives up (cancelled, interrupted, gone) takes
 nothing from the others, and an event loop never renders. There is no lock to hold: tables change by single dictionary
-operations. Two cases would wait for themselves, and do not wait: a finaliser that renders inside of a rendering makes
-its own page, and a forked child, where the threads of its parent do not exist, starts with empty tables.
+operations. Three would wait for themselves, and do not wait: a finaliser that renders inside of a rendering makes its
+own page, so does one that runs while the interpreter ends and no thread runs any more, and a forked child, where the
+threads of its parent do not exist, starts with empty tables.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-import threading
+import sys
 import time
 
 # Not threading.Thread: its start() waits until the thread runs, and an event loop would wait for other threads' slices.
@@ -48,15 +50,6 @@ class Busy(RkMetricsError):
         super().__init__(f"{MAX_CALLERS} scrapes wait already; scrape less often, or find out which collector is slow")
 
 
-class _Thread(threading.local):
-    """Whether this thread renders or waits for a rendering."""
-
-    inside = False
-
-
-_thread = _Thread()
-
-
 class _Tables:
     """What one process is rendering, and for how many."""
 
@@ -89,10 +82,10 @@ class Renderer:
 
     def render(self, format: Format, coding: Coding, names: Collection[str] | None = None) -> bytes:
         """The page in a format and coding; names: only families with one of these names. Waits. Raises Busy."""
-        if _thread.inside:
+        if _is_rendering() or sys.is_finalizing():
             return self._make(format, coding, names)
         tables = self._current_tables()
-        with tables.admitted(), _inside():
+        with tables.admitted():
             return self._page(tables, format, coding, names).result()
 
     async def arender(self, format: Format, coding: Coding, names: Collection[str] | None = None) -> bytes:
@@ -133,26 +126,16 @@ class Renderer:
         return page
 
 
-@contextmanager
-def _inside() -> Generator[None]:
-    before, _thread.inside = _thread.inside, True
-    try:
-        yield
-    finally:
-        _thread.inside = before
-
-
 def _run(tables: _Tables, key: _Key, page: _Page, make: Callable[[], bytes]) -> None:
     """Make a page for all who wait for it. It leaves the table first: who comes now has a right to a newer one."""
-    with _inside():
-        try:
-            made = make()
-        except BaseException as error:
-            tables.pages.pop(key, None)
-            page.set_exception(error)
-        else:
-            tables.pages.pop(key, None)
-            page.set_result(made)
+    try:
+        made = make()
+    except BaseException as error:
+        tables.pages.pop(key, None)
+        page.set_exception(error)
+    else:
+        tables.pages.pop(key, None)
+        page.set_result(made)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, made: asyncio.Future[None]) -> None:
@@ -163,3 +146,25 @@ def _wake(loop: asyncio.AbstractEventLoop, made: asyncio.Future[None]) -> None:
 def _set(made: asyncio.Future[None]) -> None:
     if not made.done():  # it is when its caller gave up
         made.set_result(None)
+
+
+# Where a thread has part in a page that others may wait for, or is on its way there.
+_RENDERING = frozenset(
+    function.__code__
+    for function in (Renderer.render, Renderer.arender, Renderer._page, _run)  # pyright: ignore[reportPrivateUsage]
+)
+
+
+def _is_rendering() -> bool:
+    """Whether the caller's caller is called by a rendering: a finaliser, say, that garbage collection runs inside it.
+
+    Looked up in the stack. A flag would be set a moment late: a finaliser may run in a thread's very first step.
+    """
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = frame and frame.f_back
+    while frame is not None:
+        if frame.f_code in _RENDERING:
+            return True
+        frame = frame.f_back
+    return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
 from hypothesis import strategies as st
@@ -25,10 +25,25 @@ __all__ = [
 ]
 
 # What must not harm another series (reliability, T23). Surrogates are not among them: they are refused at admission.
-HOSTILE = ("a\nb", 'say "hi"', "back\\slash", "\\n", "\x00", "# EOF", "\n# EOF\n", '"} 1\nx_total 7', "Zürich-東京-🎲", " ", "\r", "a,b={}")
+HOSTILE = (
+    "a\nb",
+    'say "hi"',
+    "back\\slash",
+    "\\n",
+    "\x00",
+    "# EOF",
+    "\n# EOF\n",
+    '"} 1\nx_total 7',
+    "Zürich-東京-🎲",
+    " ",
+    "\r",
+    "a,b={}",
+)
 
 
-def counter(name: str, values: Sequence[float], actor_names: Sequence[str] = ("lobby",), **shape: object) -> MetricFamily:
+def counter(
+    name: str, values: Sequence[float], actor_names: Sequence[str] = ("lobby",), **shape: object
+) -> MetricFamily:
     return _simple(MetricType.COUNTER, name, values, actor_names, shape)
 
 
@@ -62,9 +77,8 @@ def histogram(
     **shape: object,
 ) -> MetricFamily:
     """A histogram with the observations of each of its series in turn; None for a series that does not exist."""
-    constants = Shape(
-        **{"name": name, "type": MetricType.HISTOGRAM, "help": f"Help of {name}.", "bounds": tuple(bounds), **shape}  # type: ignore[arg-type]
-    )
+    given = {"name": name, "type": MetricType.HISTOGRAM, "help": f"Help of {name}.", "bounds": tuple(bounds), **shape}
+    constants = Shape(**given)  # type: ignore[arg-type]
     values = array("d")
     for observations in observed:
         row = [0.0] * constants.width
@@ -81,7 +95,9 @@ def histogram(
     return MetricFamily(constants, tuple(actor_names), values, starts, exemplars or {})
 
 
-def sample(name: str, value: float, *, exemplar: Exemplar | None = None, timestamp: float | None = None, **labels: str) -> Sample:
+def sample(
+    name: str, value: float, *, exemplar: Exemplar | None = None, timestamp: float | None = None, **labels: str
+) -> Sample:
     return Sample(name, tuple(labels.items()), value, exemplar, timestamp)
 
 
@@ -106,7 +122,7 @@ def exemplars(draw: st.DrawFn) -> Exemplar:
 
 @st.composite
 def own_families(draw: st.DrawFn) -> tuple[MetricFamily, ...]:
-    """Families as a registry gives them: names apart from each other, series that come and go, hostile text all over."""
+    """Families as a registry gives them: names apart from each other, series that come and go, hostile text."""
     count = draw(st.integers(0, 4))
     return tuple(draw(_own_family(number)) for number in range(count))
 
@@ -169,27 +185,36 @@ def _foreign(draw: st.DrawFn, kind: str, name: str) -> ForeignFamily:
 
 def _counter(draw: st.DrawFn, name: str, label: str) -> list[Sample]:
     exemplar = draw(st.none() | exemplars())
-    return [sample(f"{name}_total", draw(counts), exemplar=exemplar, path=label), sample(f"{name}_created", draw(times), path=label)]
+    return [
+        sample(f"{name}_total", draw(counts), exemplar=exemplar, path=label),
+        sample(f"{name}_created", draw(times), path=label),
+    ]
 
 
 def _histogram(draw: st.DrawFn, name: str, label: str) -> list[Sample]:
     low, high = sorted((draw(st.integers(0, 99)), draw(st.integers(0, 99))))
-    buckets = [sample(f"{name}_bucket", low, path=label, le="0.5"), sample(f"{name}_bucket", high, path=label, le="+Inf")]
+    buckets = [
+        sample(f"{name}_bucket", low, path=label, le="0.5"),
+        sample(f"{name}_bucket", high, path=label, le="+Inf"),
+    ]
     return [*buckets, sample(f"{name}_count", high, path=label), sample(f"{name}_sum", draw(counts), path=label)]
 
 
 def _summary(draw: st.DrawFn, name: str, label: str) -> list[Sample]:
     quantile = sample(name, draw(counts), path=label, quantile="0.5")
-    total = [sample(f"{name}_count", draw(st.integers(0, 99)), path=label), sample(f"{name}_sum", draw(counts), path=label)]
+    total = [
+        sample(f"{name}_count", draw(st.integers(0, 99)), path=label),
+        sample(f"{name}_sum", draw(counts), path=label),
+    ]
     return [quantile, *total]
 
 
-_FOREIGN = {
+_FOREIGN: dict[str, Callable[[st.DrawFn, str, str], list[Sample]]] = {
     "counter": _counter,
     "gauge": lambda draw, name, label: [sample(name, draw(numbers), path=label)],
     "histogram": _histogram,
     "summary": _summary,
     "info": lambda draw, name, label: [sample(f"{name}_info", 1, path=label)],
-    "stateset": lambda draw, name, label: [sample(name, 1, **{name: "on", "path": label})],
+    "stateset": lambda draw, name, label: [Sample(name, ((name, "on"), ("path", label)), 1)],
     "unknown": lambda draw, name, label: [sample(name, draw(numbers), path=label)],
 }

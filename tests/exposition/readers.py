@@ -1,4 +1,4 @@
-"""Readers that share no code with the encoders: prometheus_client's two parsers, and google.protobuf with Prometheus' schema.
+"""Readers that share no code with the encoders: prometheus_client's parsers, google.protobuf with Prometheus' schema.
 
 All of them answer a `Page`: what a Prometheus would store.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
-from prometheus_client.parser import text_string_to_metric_families as text_families
+from prometheus_client import parser as text_parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from rkmetrics.model import Exemplar, Family, HistogramValue, MetricFamily, NativeHistogram
 
@@ -44,7 +44,7 @@ class Page:
 
 
 def _le(value: float) -> str:
-    """As Prometheus writes bounds that it reads from protobuf (formatOpenMetricsFloat): Go's %g, and ".0" after an integer."""
+    """As Prometheus spells bounds that it reads from protobuf (formatOpenMetricsFloat): %g, or ".0" added."""
     if math.isinf(value):
         return "+Inf"
     _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
@@ -103,11 +103,13 @@ def _expect_exemplar(page: Page, key: Key, exemplar: Exemplar | None) -> None:
 
 
 def read_text(page: bytes) -> Page:
-    return _of_parsed(text_families(page.decode()))
+    parse: Any = text_parser.text_string_to_metric_families
+    return _of_parsed(parse(page.decode()))
 
 
 def read_openmetrics(page: bytes) -> Page:
-    return _of_parsed(openmetrics_families(page.decode()))
+    parse: Any = openmetrics_parser.text_string_to_metric_families
+    return _of_parsed(parse(page.decode()))
 
 
 def _of_parsed(families: Iterable[Any]) -> Page:
@@ -171,7 +173,9 @@ def _message_class() -> Any:
                 added.type = _SCALARS[plain]
             else:
                 added.type = Field.TYPE_MESSAGE
-                added.type_name = ".google.protobuf.Timestamp" if plain == "Timestamp" else f".io.prometheus.client.{plain}"
+                added.type_name = (
+                    ".google.protobuf.Timestamp" if plain == "Timestamp" else f".io.prometheus.client.{plain}"
+                )
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(timestamp_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
@@ -267,4 +271,4 @@ def _read_created(page: Page, key: Key, value: Any) -> None:
 
 
 def _seconds(timestamp: Any) -> float:
-    return round(timestamp.seconds + timestamp.nanos / 1e9, 3)
+    return float(round(timestamp.seconds + timestamp.nanos / 1e9, 3))

@@ -1,4 +1,4 @@
-"""What independent readers find on a page is the snapshot that was encoded, in each format, whatever the text and numbers."""
+"""What independent readers find on a page is the snapshot that was encoded, whatever its text and numbers are."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_openmetrics_holds_the_snapshot_and_its_exemplars(families: tuple[Metric
 
 @settings(deadline=None)
 @given(own_families())
-def test_protobuf_holds_the_snapshot_with_exemplars_start_times_and_native_buckets(families: tuple[MetricFamily, ...]) -> None:
+def test_protobuf_holds_the_snapshot_with_exemplars_start_times_and_native_buckets(
+    families: tuple[MetricFamily, ...],
+) -> None:
     found, wanted = read_protobuf(protobuf(families)), expected(families)
     gauges = {family.name for family in families if family.shape.type is MetricType.GAUGE}
     assert found.samples == wanted.samples

@@ -63,7 +63,10 @@ def test_an_escaped_value_has_no_newline_and_no_quote_of_its_own(value: str) -> 
     shown = escape(value)
     assert "\n" not in shown
     assert shown.replace("\\\\", "").replace('\\"', "").count('"') == 0
-    assert shown.replace("\\\\", "\0").replace("\\n", "\n").replace('\\"', '"').replace("\0", "\\") == value or "\0" in value
+    assert (
+        shown.replace("\\\\", "\0").replace("\\n", "\n").replace('\\"', '"').replace("\0", "\\") == value
+        or "\0" in value
+    )
 
 
 def test_labels_are_quoted_and_separated() -> None:
@@ -137,7 +140,9 @@ def test_exemplars_are_taken_up_to_what_readers_allow(pairs: tuple[tuple[str, st
 
 def test_an_exemplar_that_no_reader_takes_leaves_its_sample() -> None:
     family = counter("app_x_total", [3])
-    marked = MetricFamily(family.shape, family.actor_names, family.values, family.start_times, {0: Exemplar((("", ""),), 1.0, 1.0)})
+    marked = MetricFamily(
+        family.shape, family.actor_names, family.values, family.start_times, {0: Exemplar((("", ""),), 1.0, 1.0)}
+    )
     assert openmetrics([marked]) == openmetrics([family])
 
 
@@ -149,7 +154,9 @@ def test_an_exemplar_that_belongs_nowhere_is_left_out(position: int) -> None:
 
 def test_gauges_have_no_exemplars() -> None:
     family = gauge("app_x", [3])
-    marked = MetricFamily(family.shape, family.actor_names, family.values, family.start_times, {0: Exemplar((), 1.0, 1.0)})
+    marked = MetricFamily(
+        family.shape, family.actor_names, family.values, family.start_times, {0: Exemplar((), 1.0, 1.0)}
+    )
     for format in FORMATS:
         assert format.encode([marked]) == format.encode([family])
 
@@ -161,5 +168,7 @@ def test_no_families_are_an_empty_page() -> None:
 def test_the_readable_twin_writes_when_it_is_asked_for() -> None:
     script = "from rkmetrics.exposition import base; print(base.encode.__module__)"
     environment = {**os.environ, "RKMETRICS_PURE_PYTHON": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == "rkmetrics._lines_py\n"

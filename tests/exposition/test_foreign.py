@@ -33,7 +33,10 @@ def family(kind: str, name: str, *samples: Sample, help: str = "Help.", unit: st
         (family("counter", "x", sample("x", 1)), {"x": "unknown"}),
         (family("counter", "x", sample("x_total", 1), sample("y", 2)), {"x": "counter", "y": "unknown"}),
         (family("gauge", "x", sample("x_extra", 1)), {"x_extra": "unknown"}),
-        (family("histogram", "x", sample("x_bucket", 1), sample("x_count", 1)), {"x": "histogram", "x_bucket": "unknown"}),
+        (
+            family("histogram", "x", sample("x_bucket", 1), sample("x_count", 1)),
+            {"x": "histogram", "x_bucket": "unknown"},
+        ),
         (family("histogram", "x", sample("x_bucket", 1, le="wide")), {"x_bucket": "unknown"}),
         (family("summary", "x", sample("x", 1)), {"x": "unknown"}),
         (family("summary", "x", sample("x", 1, quantile="0.5")), {"x": "summary"}),
@@ -59,12 +62,16 @@ def test_a_family_is_made_to_keep_the_rules(given: ForeignFamily, names: dict[st
         ((("a", "\ud800"),), (("a", "?"),)),
     ],
 )
-def test_labels_are_made_valid_and_single(labels: tuple[tuple[str, str], ...], fitted: tuple[tuple[str, str], ...]) -> None:
+def test_labels_are_made_valid_and_single(
+    labels: tuple[tuple[str, str], ...], fitted: tuple[tuple[str, str], ...]
+) -> None:
     (found,) = fit(family("gauge", "x", Sample("x", labels, 1)))
     assert found.samples[0].labels == fitted
 
 
-@pytest.mark.parametrize(("spelt", "canonical"), [("1", "1.0"), ("1e6", "1e+06"), ("inf", "+Inf"), ("0.50", "0.5"), ("NaN", "NaN")])
+@pytest.mark.parametrize(
+    ("spelt", "canonical"), [("1", "1.0"), ("1e6", "1e+06"), ("inf", "+Inf"), ("0.50", "0.5"), ("NaN", "NaN")]
+)
 def test_bounds_and_quantiles_are_spelt_like_ours(spelt: str, canonical: str) -> None:
     (buckets,) = fit(family("histogram", "x", sample("x_bucket", 1, le=spelt)))
     (quantiles,) = fit(family("summary", "x", sample("x", 1, quantile=spelt)))
@@ -110,7 +117,12 @@ def test_timestamps_are_milliseconds_in_text_and_protobuf_and_seconds_in_openmet
 def test_fractions_in_counts_are_kept() -> None:
     """Some exporters scale their histograms."""
     given = family(
-        "histogram", "x", sample("x_bucket", 0.5, le="1"), sample("x_bucket", 2, le="+Inf"), sample("x_count", 2), sample("x_sum", -1)
+        "histogram",
+        "x",
+        sample("x_bucket", 0.5, le="1"),
+        sample("x_bucket", 2, le="+Inf"),
+        sample("x_count", 2),
+        sample("x_sum", -1),
     )
     (message,) = messages(protobuf([given]))
     assert message.metric[0].histogram.bucket[0].cumulative_count_float == 0.5
@@ -137,7 +149,9 @@ def test_one_that_cannot_be_written_costs_itself_and_is_said_once(caplog: pytest
 
 # ---- anything at all
 
-_any_text = st.one_of(st.sampled_from(["", "x", "x_total", "x_bucket", "le", "quantile", "a\n", "\ud800", '"']), st.text(max_size=6))
+_any_text = st.one_of(
+    st.sampled_from(["", "x", "x_total", "x_bucket", "le", "quantile", "a\n", "\ud800", '"']), st.text(max_size=6)
+)
 _any_number = st.one_of(st.floats(), st.integers(), st.sampled_from(["7", "x", None, object()]))
 _any_exemplar = st.none() | st.builds(
     Exemplar, st.lists(st.tuples(_any_text, _any_text), max_size=3).map(tuple), st.floats(), st.floats()
@@ -151,7 +165,12 @@ _any_sample = st.builds(
     st.none() | st.floats(),
 )
 _any_family = st.builds(
-    ForeignFamily, _any_text, st.sampled_from(MetricType), _any_text, _any_text, st.lists(_any_sample, max_size=4).map(tuple)
+    ForeignFamily,
+    _any_text,
+    st.sampled_from(MetricType),
+    _any_text,
+    _any_text,
+    st.lists(_any_sample, max_size=4).map(tuple),
 )
 WITNESS = gauge("witness", [12.5])
 
@@ -180,8 +199,18 @@ def test_whatever_a_family_holds_each_line_is_one_that_a_reader_takes(hostile: F
 
 def test_readers_of_whole_pages_agree_about_a_family_that_was_made_fit() -> None:
     strange = (
-        family("counter", "http.requests", Sample("http.requests_total", (("status.code", "200"), ("path", '/"\n\ud800')), 5)),
-        family("summary", "9lives", sample("9lives", 0.5, quantile="0.9"), sample("9lives_count", 3), sample("9lives_sum", 4)),
+        family(
+            "counter",
+            "http.requests",
+            Sample("http.requests_total", (("status.code", "200"), ("path", '/"\n\ud800')), 5),
+        ),
+        family(
+            "summary",
+            "9lives",
+            sample("9lives", 0.5, quantile="0.9"),
+            sample("9lives_count", 3),
+            sample("9lives_sum", 4),
+        ),
     )
     pages = (read_text(text(strange)), read_openmetrics(openmetrics(strange)), read_protobuf(protobuf(strange)))
     assert pages[0].samples == pages[1].samples == pages[2].samples

@@ -30,17 +30,26 @@ def test_the_golden_families_all_come_through(format: Format, caplog: pytest.Log
     page = format.encode(FAMILIES)
     assert caplog.records == []
     shown = [family.name.removesuffix("_total").encode() in page for family in FAMILIES]
-    assert [family.name for family, there in zip(FAMILIES, shown, strict=True) if not there] == ["app_nothing", "other_empty"]
+    assert [family.name for family, there in zip(FAMILIES, shown, strict=True) if not there] == [
+        "app_nothing",
+        "other_empty",
+    ]
 
 
 def test_series_have_the_same_names_in_all_formats() -> None:
     """All of them but start times, which protobuf has in a field."""
-    found = [line.rpartition(" ")[0] for line in PAGES["text"].read_text().split("\n") if line and not line.startswith("#")]
+    found = [
+        line.rpartition(" ")[0] for line in PAGES["text"].read_text().split("\n") if line and not line.startswith("#")
+    ]
     in_text = {line.partition("{")[0] for line in found}
     in_protobuf = read_protobuf(PAGES["protobuf"].read_bytes()).samples
-    assert {name for name, _ in in_protobuf} >= {name.split(" ")[0] for name in in_text if not name.endswith("_created")}
+    assert {name for name, _ in in_protobuf} >= {
+        name.split(" ")[0] for name in in_text if not name.endswith("_created")
+    }
     lines = PAGES["openmetrics"].read_text().split("\n")
-    assert {line.partition("{")[0].split(" ")[0] for line in lines if line and line[0] != "#"} == {n.split(" ")[0] for n in in_text}
+    assert {line.partition("{")[0].split(" ")[0] for line in lines if line and line[0] != "#"} == {
+        n.split(" ")[0] for n in in_text
+    }
 
 
 def test_a_strict_reader_takes_the_golden_openmetrics_page() -> None:

@@ -1,4 +1,4 @@
-"""Both twins that write sample lines, under one suite; that any family gives the same bytes; and that digits are repr's."""
+"""Both twins that write sample lines, under one suite: any family gives the same bytes, and digits are repr's."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def neighbours(value: float) -> list[float]:
 
 
 def hard_numbers() -> list[float]:
-    """Powers of two and of ten with their neighbours, where intervals are uneven and boundaries close; the subnormals' start."""
+    """Powers of two and of ten with their neighbours, where intervals are uneven; the first subnormals."""
     powers = [2.0**e for e in range(-1074, 1024)] + [float(f"1e{e}") for e in range(-323, 309)]
     halves = [float(f"{digits}e{e}") for digits in ("5", "9.5", "1.25", "4.35") for e in range(-320, 308)]
     return [each for power in powers + halves for each in neighbours(power)] + [5e-324 * k for k in range(1, 5000)]
@@ -142,14 +142,18 @@ def test_any_actor_name_stays_between_its_quotes(lines: Any, name: str) -> None:
 
 
 def test_tails_stand_where_they_belong(lines: Any) -> None:
-    page = encode(lines, [1, UNSET, 3], names=("a", "b", "c"), tails=((0, b" # first"), (1, b" # unset"), (2, b" # last")))
+    page = encode(
+        lines, [1, UNSET, 3], names=("a", "b", "c"), tails=((0, b" # first"), (1, b" # unset"), (2, b" # last"))
+    )
     assert page == b'# TYPE x\nx{actor="a"} 1 # first\nx{actor="c"} 3 # last\n'
 
 
 def test_a_histogram_is_cumulative_and_its_count_is_its_last_bucket(lines: Any) -> None:
     pres, posts = (b"b ", b"b ", b"b ", b"sum ", b"count ") * 2, (b"1 ", b"2 ", b"+Inf ", b"", b"") * 2
     rows = [3, 0, 2, 7.5, 99, 99, 1, 1, 1, 0.25, 99, 99]  # 99: native numbers, not for text
-    page = lines.encode(b"", pres, posts, ("",), array("d", rows), 2, 6, ((2, b" # inf"), (3, b" # sum"), (4, b" # none")))
+    page = lines.encode(
+        b"", pres, posts, ("",), array("d", rows), 2, 6, ((2, b" # inf"), (3, b" # sum"), (4, b" # none"))
+    )
     assert page.split(b"\n") == [
         *(b"b 1 3", b"b 2 3", b"b +Inf 5 # inf", b"sum 7.5", b"count 5"),
         *(b"b 1 1", b"b 2 2", b"b +Inf 3", b"sum 0.25", b"count 3", b""),
@@ -174,13 +178,27 @@ BAD_CALLS: list[tuple[type[Exception], tuple[object, ...]]] = [
 
 
 @pytest.mark.parametrize(("error", "arguments"), BAD_CALLS)
-def test_what_does_not_fit_together_is_refused(lines: Any, error: type[Exception], arguments: tuple[object, ...]) -> None:
+def test_what_does_not_fit_together_is_refused(
+    lines: Any, error: type[Exception], arguments: tuple[object, ...]
+) -> None:
     with pytest.raises(error):
         lines.encode(*arguments)
 
 
 GOOD: tuple[object, ...] = (b"", (b"",), (b"",), ("a",), array("d", [1]), -1, 1, ())
-WRONG: list[object] = [None, 7, "text", b"bytes", (1,), (None,), [], array("f", [1]), memoryview(b"12345678"), object(), ((1,),)]
+WRONG: list[object] = [
+    None,
+    7,
+    "text",
+    b"bytes",
+    (1,),
+    (None,),
+    [],
+    array("f", [1]),
+    memoryview(b"12345678"),
+    object(),
+    ((1,),),
+]
 
 
 @without_build
@@ -255,7 +273,15 @@ def test_both_twins_write_the_same_bytes(families: tuple[MetricFamily, ...]) -> 
     assert native is not None
     for family in families:
         kept = pieces(family.shape)
-        arguments = (b"head\n", kept.pres, kept.posts, family.actor_names, family.values, kept.bounds, family.shape.width)
+        arguments = (
+            b"head\n",
+            kept.pres,
+            kept.posts,
+            family.actor_names,
+            family.values,
+            kept.bounds,
+            family.shape.width,
+        )
         marked = tuple((at, b" # %d" % at) for at in sorted(family.exemplars))
         for with_tails in ((), tails(family), marked):
             assert native.encode(*arguments, with_tails) == _lines_py.encode(*arguments, with_tails)
@@ -281,7 +307,8 @@ from array import array
 from rkmetrics import _lines
 names = ("plain", 'quo"ted', "Zürich", "new\\nline")
 family = (b"head", (b"p",) * 4, (b"q",) * 4, names, array("d", range(12)), 1, 3, ((0, b"t"), (1, b"u")))
-wrong = [(*family[:k], bad, *family[k + 1:]) for k in range(8) for bad in (None, (None,), ("\\ud800",), ((0, None),), 2**70)]
+bad = (None, (None,), ("\\ud800",), ((0, None),), 2**70)
+wrong = [(*family[:k], each, *family[k + 1:]) for k in range(8) for each in bad]
 def work():
     _lines.encode(*family)
     _lines.number(1.5)

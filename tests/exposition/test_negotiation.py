@@ -17,7 +17,10 @@ OPENMETRICS = "application/openmetrics-text"
 
 ACCEPT = [
     # What Prometheus sends: 2.42; 2.42 with native histograms; 3.x; 3.x with native histograms; 2.5.
-    (f"{OPENMETRICS};version=1.0.0,{OPENMETRICS};version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "openmetrics"),
+    (
+        f"{OPENMETRICS};version=1.0.0,{OPENMETRICS};version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+        "openmetrics",
+    ),
     (
         f"{PROTOBUF},{OPENMETRICS};version=1.0.0;q=0.8,{OPENMETRICS};version=0.0.1;q=0.75,"
         "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
@@ -200,9 +203,22 @@ def test_without_a_zstd_package_gzip_is_answered(monkeypatch: pytest.MonkeyPatch
 # ---- any bytes
 
 _words = st.sampled_from(
-    [b"text/plain", b"*/*", OPENMETRICS.encode(), PROTOBUF.encode(), b"q=0.5", b"q=0", b"version=1.0.0", b"gzip", b"zstd", b"*"]
+    [
+        b"text/plain",
+        b"*/*",
+        OPENMETRICS.encode(),
+        PROTOBUF.encode(),
+        b"q=0.5",
+        b"q=0",
+        b"version=1.0.0",
+        b"gzip",
+        b"zstd",
+        b"*",
+    ]
 )
-_bytes = st.one_of(_words, st.sampled_from([b",", b";", b'"', b"\\", b" ", b"\t", b"=", b"/", b"\r\n", b"\0", b"\xff"]), st.binary())
+_bytes = st.one_of(
+    _words, st.sampled_from([b",", b";", b'"', b"\\", b" ", b"\t", b"=", b"/", b"\r\n", b"\0", b"\xff"]), st.binary()
+)
 headers = st.lists(_bytes, max_size=40).map(b"".join)
 
 
@@ -216,7 +232,22 @@ def test_no_bytes_in_a_header_raise(header: bytes) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    [b",", b";", b'"', b"\\", b'"\\', b'\\"', b' "', b"a/b;", b"a/b,", b"*/*;q=0.5,", b'a/b;c="', b"\xff", b"q=1;", b"gzip;q=0.5,"],
+    [
+        b",",
+        b";",
+        b'"',
+        b"\\",
+        b'"\\',
+        b'\\"',
+        b' "',
+        b"a/b;",
+        b"a/b,",
+        b"*/*;q=0.5,",
+        b'a/b;c="',
+        b"\xff",
+        b"q=1;",
+        b"gzip;q=0.5,",
+    ],
 )
 def test_a_header_of_64_kib_is_bounded_work(piece: bytes) -> None:
     """Counted in steps of the interpreter and in memory, not in seconds."""

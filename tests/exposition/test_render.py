@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -74,6 +76,11 @@ def callers(renderer: Renderer) -> int:
     return len(renderer._tables.callers)
 
 
+async def callers_come_to(renderer: Renderer, count: int) -> None:
+    while callers(renderer) < count:  # noqa: ASYNC110 - they come when the loop has run them, not by an event
+        await asyncio.sleep(0)
+
+
 def test_a_page_is_the_registry_in_a_format_and_a_coding(registry: rk.Registry) -> None:
     renderer = Renderer(registry)
     page = renderer.render(TEXT, IDENTITY)
@@ -120,7 +127,12 @@ def test_scrapes_at_the_same_time_share_one_rendering(
 
 def test_different_pages_are_rendered_apart(registry: rk.Registry, slow: Slow, threads: ThreadPoolExecutor) -> None:
     renderer = Renderer(registry)
-    asked = [(TEXT, IDENTITY, None), (TEXT, GZIP, None), (OPENMETRICS, IDENTITY, None), (TEXT, IDENTITY, {"chat_members"})]
+    asked = [
+        (TEXT, IDENTITY, None),
+        (TEXT, GZIP, None),
+        (OPENMETRICS, IDENTITY, None),
+        (TEXT, IDENTITY, {"chat_members"}),
+    ]
     scrapes = [threads.submit(renderer.render, *each) for each in asked for _ in range(2)]
     eventually(lambda: callers(renderer) == 8)
     slow.go.set()
@@ -178,8 +190,7 @@ async def test_coroutines_share_a_rendering_with_threads_and_the_loop_goes_on(
     in_thread = threads.submit(renderer.render, TEXT, IDENTITY)
     eventually(lambda: callers(renderer) == 1)
     in_loop = [asyncio.create_task(renderer.arender(TEXT, IDENTITY)) for _ in range(8)]
-    while callers(renderer) < 9:
-        await asyncio.sleep(0)  # the loop runs while all of them wait
+    await callers_come_to(renderer, 9)  # the loop runs while all of them wait
     slow.go.set()
     pages = await asyncio.gather(*in_loop)
     assert {*pages, in_thread.result(30)} == {pages[0]}
@@ -189,8 +200,7 @@ async def test_coroutines_share_a_rendering_with_threads_and_the_loop_goes_on(
 async def test_a_coroutine_that_is_cancelled_takes_nothing_from_the_others(registry: rk.Registry, slow: Slow) -> None:
     renderer = Renderer(registry)
     first, second, third = (asyncio.create_task(renderer.arender(TEXT, IDENTITY)) for _ in range(3))
-    while callers(renderer) < 3:
-        await asyncio.sleep(0)
+    await callers_come_to(renderer, 3)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -235,7 +245,8 @@ def test_a_finaliser_that_renders_inside_of_a_rendering_does_not_wait_for_it(reg
             pages.append(renderer.render(TEXT, IDENTITY))
 
     def make_and_collect() -> None:
-        Resource()
+        if not pages:
+            Resource()
         gc.collect()
 
     registry.add_refresher(make_and_collect)
@@ -271,6 +282,27 @@ def test_finalisers_that_render_all_the_time_never_deadlock(registry: rk.Registr
         gc.set_threshold(*threshold)
     gc.collect()
     assert made == 160
+
+
+AT_EXIT = """
+import rkmetrics as rk
+from rkmetrics.exposition import CODINGS, FORMATS
+from rkmetrics.exposition.render import Renderer
+
+class Resource:
+    def __init__(self):
+        self.me = self
+        self.renderer = Renderer(rk.Registry(rk.Settings(), builtin=False))
+    def __del__(self):
+        print(len(self.renderer.render(FORMATS[0], CODINGS[-1])) > 100)
+
+kept = Resource()
+"""
+
+
+def test_a_finaliser_that_renders_while_the_interpreter_ends_does_not_keep_it() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 def test_without_a_thread_the_caller_renders_by_itself(registry: rk.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
