@@ -37,11 +37,10 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass
 class Target:
-    """Serves the families under /<format> in that format, under /negotiated in the one that is asked for."""
+    """Serves the families under /<format> in that format, elsewhere in the one that is asked for."""
 
     url: str = ""
-    accepted: list[bytes] = field(default_factory=list)
-    answered: list[str] = field(default_factory=list)
+    answered: list[tuple[str, str]] = field(default_factory=list)
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         accept = (handler.headers.get("Accept") or "").encode()
@@ -56,8 +55,7 @@ class Target:
             handler.send_header("Content-Encoding", coding.name)
         handler.end_headers()
         handler.wfile.write(page)
-        self.accepted.append(accept)
-        self.answered.append(f"{format.name} {coding.name}")
+        self.answered.append((handler.path, f"{format.name} {coding.name}"))
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +83,19 @@ def target() -> Iterator[Target]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(start_prometheus: Callable[..., Any], target: Target) -> Any:
-    """One that may take protobuf, with a job for each format."""
-    jobs = {format.name: f"{target.url}/{format.name}" for format in FORMATS}
-    server = start_prometheus(jobs, "--enable-feature=native-histograms,exemplar-storage")
-    server.wait(lambda: len(server.query("up == 1")) == len(jobs))
-    return server
+def servers(start_prometheus: Callable[..., Any], target: Target) -> tuple[Any, Any]:
+    """One that may take protobuf, with a job for each format, and one as it comes; each scrapes after 5 seconds."""
+    jobs = {name: f"{target.url}/{name}" for name in (*(format.name for format in FORMATS), "negotiated-natively")}
+    able = start_prometheus(jobs, "--enable-feature=native-histograms,exemplar-storage")
+    plain = start_prometheus({"negotiated": f"{target.url}/negotiated"})
+    able.wait(lambda: len(able.query("up == 1")) == len(jobs))
+    plain.wait(lambda: len(plain.query("up == 1")) == 1)
+    return able, plain
+
+
+@pytest.fixture(scope="module")
+def prometheus(servers: tuple[Any, Any]) -> Any:
+    return servers[0]
 
 
 def stored(prometheus: Any, job: str) -> Page:
@@ -159,16 +164,11 @@ def test_it_says_nothing_bad_about_the_scrapes(prometheus: Any) -> None:
     assert [line for line in prometheus.log().split("\n") if "level=warn" in line or "level=error" in line] == []
 
 
-def test_what_it_asks_for_is_answered(start_prometheus: Callable[..., Any], target: Target) -> None:
-    """Its own Accept headers: OpenMetrics without the feature flag, protobuf with it; gzip always."""
-    for flags, answer in (((), "openmetrics gzip"), (("--enable-feature=native-histograms",), "protobuf gzip")):
-        target.accepted.clear()
-        target.answered.clear()
-        server = start_prometheus({"negotiated": f"{target.url}/negotiated"}, *flags)
-        server.wait(lambda server=server: len(server.query('up{job="negotiated"} == 1')) == 1)
-        server.close()
-        asked = [name for accept, name in zip(target.accepted, target.answered, strict=True) if accept]
-        assert answer in asked
+@pytest.mark.usefixtures("servers")
+@pytest.mark.parametrize(("path", "answer"), [("/negotiated", "openmetrics"), ("/negotiated-natively", "protobuf")])
+def test_what_it_asks_for_is_answered(target: Target, path: str, answer: str) -> None:
+    """Its own Accept headers, without the feature flag and with it."""
+    assert {answered for asked, answered in target.answered if asked == path} == {f"{answer} gzip"}
 
 
 def test_promtool_finds_nothing_to_mend_but_the_names_that_are_listed_as_exceptions(promtool: str) -> None:
