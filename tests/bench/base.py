@@ -35,7 +35,7 @@ class Scale:
     rounds: int = 15
     updates: int = 20_000  # updates of each subject in each round
     names: int = 200  # actor names of a page; 50 lines each
-    series: int = 10_000  # counter series whose memory is measured
+    series: int = 50_000  # counter series whose memory is measured
     bogus: int = 200_000  # names and values that nobody declared
     imports: int = 15
     scrapes: int = 12  # under a ticking loop, in each round

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from tests.bench import page
 from tests.bench.base import Case, Scale, cpu_seconds, interleave
@@ -47,9 +48,11 @@ def measure_push(scale: Scale) -> Mapping[str, Sequence[float]]:
     pushes = present(
         {OURS: lambda: _ours(content, scale.names), "opentelemetry": lambda: _theirs(content, scale.names)}
     )
-    return interleave(
-        scale.rounds, {name: (lambda push=push: cpu_seconds(push) * 1e3) for name, push in pushes.items()}
-    )
+    return interleave(scale.rounds, {name: partial(_milliseconds, push) for name, push in pushes.items()})
+
+
+def _milliseconds(push: Callable[[], bytes]) -> float:
+    return cpu_seconds(push) * 1e3
 
 
 CASES = (Case("otlp", "OTLP: collect and encode 10,000 counter points", "ms", measure_push),)

@@ -203,7 +203,9 @@ def aio(content: Content, of: int) -> Any:
     registry = aioprometheus.Registry()
     buckets = {"Histogram": {"buckets": [*rk.LATENCY, float("inf")]}}
     made = {
-        kind: getattr(aioprometheus, kind.type)(kind.name, "Benchmark.", registry=registry, **buckets.get(kind.type, {}))
+        kind: getattr(aioprometheus, kind.type)(
+            kind.name, "Benchmark.", registry=registry, **buckets.get(kind.type, {})
+        )
         for kind in content.kinds
     }
     for kind, name, combo, numbers in content.updates(of):

@@ -87,6 +87,7 @@ PROMISES = (
     Promise("inc() to an empty method call", 1.0, _ratio("inc", OURS, EMPTY)),
     Promise("set() to an empty method call", 1.0, _ratio("set", OURS, EMPTY)),
     Promise("observe(), 15 buckets, to an empty method call", 1.3, _ratio("observe", OURS, EMPTY)),
+    Promise("the same, unforeseeable values", 1.3, _ratio("observe random", OURS, EMPTY)),
     Promise("prometheus_client's inc() to ours", 15, _ratio("inc", PROMETHEUS, OURS), at_most=False),
     Promise(
         "OpenTelemetry's add(), no attributes, to our inc()",
@@ -111,6 +112,7 @@ PROMISES = (
     ),
     Promise("stall of the loop by a scrape, text, gzip", 5, _median("stall", OURS), unit="ms"),
     Promise("the same, OpenMetrics", 5, _median("stall", f"{OURS}, openmetrics"), unit="ms"),
+    Promise("the same, protobuf", 5, _median("stall", f"{OURS}, protobuf"), unit="ms"),
     Promise("renderings for 16 scrapes at once", 1, _median("shared", "renderings"), unit=""),
     Promise(
         "a counter series in hand, 50 of an actor name",

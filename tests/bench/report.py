@@ -61,7 +61,8 @@ def markdown(cases: Mapping[str, Case], document: Mapping[str, Any]) -> str:
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items())
     lines = [
         f"Taken on {document['taken']}: {machine['processor']}, {machine['cores']} cores (load "
-        f"{', '.join(map(str, machine['load']))}), {machine['system']}, {machine['python']}, {machine['cells']} cells; {peers}.",
+        f"{', '.join(map(str, machine['load']))}), {machine['system']}, {machine['python']}, {machine['cells']} cells;",
+        f"{peers}.",
         "",
         "| promise | promised | measured | met |",
         "| --- | --- | --- | --- |",

@@ -8,12 +8,14 @@ measured in between: what it has is the machine's.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
 import rkmetrics as rk
 from rkmetrics.exposition import CODINGS
+from rkmetrics.exposition.protobuf import PROTOBUF
 from rkmetrics.exposition.render import Renderer
 from rkmetrics.exposition.text import TEXT
 from tests.bench import page
@@ -97,9 +99,10 @@ async def _stalls(scrape: Scrape | None, times: int) -> list[float]:
 
 
 def measure_stall(scale: Scale) -> Mapping[str, Sequence[float]]:
-    """The stall of each of many scrapes, text and OpenMetrics, gzip; served in rounds."""
+    """The stall of each of many scrapes, gzip; served in rounds."""
     content = page.CONTENTS["mix"]
     text, openmetrics = b"text/plain;version=0.0.4", b"application/openmetrics-text;version=1.0.0"
+    protobuf = PROTOBUF.content_type.encode()
 
     def ours(accept: bytes) -> Scrape:
         return _scrape(rk.asgi.app(page.ours(content, scale.names)[0]), accept)
@@ -113,14 +116,18 @@ def measure_stall(scale: Scale) -> Mapping[str, Sequence[float]]:
         {
             OURS: lambda: ours(text),
             f"{OURS}, openmetrics": lambda: ours(openmetrics),
+            f"{OURS}, protobuf": lambda: ours(protobuf),
             "prometheus_client": lambda: theirs(text),
             "prometheus_client, openmetrics": lambda: theirs(openmetrics),
         }
     )
     found: dict[str, list[float]] = {name: [] for name in scrapes}
+    gc.collect()
+    gc.freeze()  # else each subject pays for a garbage collector that goes through the objects of all others
     for _ in range(scale.rounds):
         for name, scrape in scrapes.items():
             found[name] += asyncio.run(_stalls(scrape, scale.scrapes))
+    gc.unfreeze()
     return found
 
 
