@@ -877,6 +877,39 @@ done:
     return bytes;
 }
 
+/* existing(blocks, offset, count, width): how many series of a column exist, over all blocks. */
+static PyObject *existing(PyObject *module, PyObject *args)
+{
+    module_state *state = PyModule_GetState(module);
+    PyObject *given;
+    Py_ssize_t offset, count, width, found = 0;
+    if (!PyArg_ParseTuple(args, "Onnn:existing", &given, &offset, &count, &width))
+        return NULL;
+    if (offset < 0 || count < 0 || width < 1) {
+        PyErr_SetString(PyExc_ValueError, "existing() takes an offset and a count of 0 or more, and a width of 1 or more");
+        return NULL;
+    }
+    PyObject *blocks = PySequence_Tuple(given);
+    if (!blocks)
+        return NULL;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(blocks); i++) {
+        Block *block = (Block *)PyTuple_GET_ITEM(blocks, i);
+        const double *from = NULL;
+        if (!Py_IS_TYPE(block, state->block))
+            PyErr_SetString(PyExc_TypeError, "existing() takes Blocks");
+        else
+            from = block_at(block, offset, count);
+        if (!from) {
+            Py_DECREF(blocks);
+            return NULL;
+        }
+        for (Py_ssize_t k = 0; k < count; k += width)
+            found += !rk_is_unset(from + k);
+    }
+    Py_DECREF(blocks);
+    return PyLong_FromSsize_t(found);
+}
+
 /* peaks(blocks, gauge, peak, now): for each block the highest recent value of its gauge; unset while the gauge is and was. */
 static PyObject *peaks(PyObject *module, PyObject *args)
 {
@@ -912,6 +945,8 @@ static PyObject *peaks(PyObject *module, PyObject *args)
 
 static PyMethodDef module_methods[] = {
     {"gather", gather, METH_VARARGS, "gather(blocks, offset, count, /)\n--\n\nThe same numbers of every block, as bytes of float64."},
+    {"existing", existing, METH_VARARGS,
+     "existing(blocks, offset, count, width, /)\n--\n\nHow many series of a column exist, over all blocks."},
     {"peaks", peaks, METH_VARARGS,
      "peaks(blocks, gauge, peak, now, /)\n--\n\nThe highest recent value of every block's gauge, as bytes of float64."},
     {NULL, NULL, 0, NULL},

@@ -39,6 +39,7 @@ __all__ = [
     "Gauge",
     "GaugeShare",
     "Histogram",
+    "existing",
     "gather",
     "peaks",
 ]
@@ -372,6 +373,14 @@ def gather(blocks: Sequence[Block], offset: int, count: int, /) -> bytes:
     if offset < 0 or count < 0:
         raise ValueError("gather() takes an offset and a count of 0 or more")
     return b"".join([block.at(offset, count)[offset : offset + count].tobytes() for block in blocks])
+
+
+def existing(blocks: Sequence[Block], offset: int, count: int, width: int, /) -> int:
+    """How many series of a column exist, over all blocks."""
+    if offset < 0 or count < 0 or width < 1:
+        raise ValueError("existing() takes an offset and a count of 0 or more, and a width of 1 or more")
+    firsts = [block.at(offset, count)[offset : offset + count : width].tobytes() for block in blocks]
+    return sum(len(first) // 8 - first.count(UNSET_BYTES) for first in firsts)
 
 
 def peaks(blocks: Sequence[Block], gauge: int, peak: int, now: float, /) -> bytes:

@@ -30,6 +30,7 @@ __all__ = [
     "GaugeShare",
     "HistogramCell",
     "Timer",
+    "existing",
     "gather",
     "peaks",
 ]
@@ -40,6 +41,7 @@ Bounds = _impl.Bounds
 CounterCell = _impl.Counter
 GaugeCell = _impl.Gauge
 GaugeShare = _impl.GaugeShare
+existing = _impl.existing
 gather = _impl.gather
 peaks = _impl.peaks
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rkmetrics.cells import CounterCell, gather, peaks
+from rkmetrics.cells import CounterCell, existing, gather, peaks
 from rkmetrics.collection import Collect, CollectorFailure, Guarded
 from rkmetrics.definition import OTHER
 from rkmetrics.errors import RegistryError
@@ -24,7 +24,7 @@ from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
 from rkmetrics.health import Health
 from rkmetrics.memory import Exemplars, Memory, PrivateMemory
 from rkmetrics.metricset import Column, MetricSet, RegisteredCells
-from rkmetrics.model import UNSET_BYTES, Exemplar, Family, MetricFamily, MetricType
+from rkmetrics.model import Exemplar, Family, MetricFamily, MetricType
 from rkmetrics.settings import Settings
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ class Registry:
     def _count_series(self, known: type[MetricSet]) -> int:
         blocks = [bound._block for bound in list(self._tables[known].values())]
         return sum(
-            len(blocks) * len(column.shape.combos) - gather(blocks, column.offset, column.count).count(UNSET_BYTES)
+            existing(blocks, column.offset, column.count, column.shape.width)
             for column in known.layout.columns.values()
             if column.count and not column.definition.window_seconds
         )

@@ -376,6 +376,18 @@ class TestBlock:
         with pytest.raises(ValueError, match="0 or more"):
             cells.gather(blocks, -1, 2)
 
+    def test_counts_the_series_that_exist(self, cells: Any) -> None:
+        zero = struct.pack("=d", 0.0)
+        blocks = [cells.Block(bytearray(UNSET + zero * 2 + zero * 3 + UNSET * 3)), cells.Block(bytearray(zero * 9))]
+        assert cells.existing(blocks, 0, 9, 3) == 1 + 3
+        assert cells.existing(blocks, 3, 3, 1) == 6
+        assert cells.existing([], 0, 9, 3) == cells.existing(blocks, 0, 0, 3) == 0
+        for wrong in ((blocks, -1, 3, 3), (blocks, 0, 3, 0)):
+            with pytest.raises(ValueError, match="or more"):
+                cells.existing(*wrong)
+        with pytest.raises(IndexError):
+            cells.existing(blocks, 0, 10, 1)
+
     def test_a_cycle_through_its_offer_is_collected(self, cells: Any) -> None:
         import weakref
 

@@ -49,6 +49,7 @@ OPERATIONS = {
     "observe": "histogram.observe(0.5, exemplar=labels)",
     "observe refused": "histogram.observe(-0.5)",
     "counts": "(histogram.counts, histogram.count, histogram.sum, counter.value, gauge.value)",
+    "existing": "c.existing(many, 0, 300, 3)",
     "gather": "c.gather(many, 0, 300)",
     "gather refused": "c.gather(many, 0, 500)",
     "lines": "_lines.encode(b'# head', pres, posts, names, values, -1, 1)",
