@@ -30,6 +30,7 @@ Rules that keep this file safe:
 
 typedef struct {
     PyTypeObject *block, *bounds, *counter, *gauge, *share, *histogram;
+    PyObject *timer; /* time_with() */
 } module_state;
 
 static struct PyModuleDef cells_module;
@@ -809,9 +810,27 @@ static PyObject *histogram_sum(Histogram *self, void *closure)
     return PyFloat_FromDouble(rk_get(self->values + self->bounds->count + 1));
 }
 
+static PyObject *histogram_time(Histogram *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"exemplar", NULL};
+    PyObject *exemplar = Py_None;
+    module_state *state = state_of(Py_TYPE(self));
+    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "|$O:time", names, &exemplar))
+        return NULL;
+    if (!state->timer) {
+        PyErr_SetString(PyExc_RuntimeError, "time() before time_with()");
+        return NULL;
+    }
+    return PyObject_CallFunctionObjArgs(state->timer, self, exemplar, NULL);
+}
+
 static PyMethodDef histogram_methods[] = {
     {"observe", (PyCFunction)(void (*)(void))histogram_observe, METH_FASTCALL | METH_KEYWORDS,
      "observe($self, value, *, exemplar=None)\n--\n\nCount one observation, in the base unit of the metric's name."},
+    {"time", (PyCFunction)(void (*)(void))histogram_time, METH_VARARGS | METH_KEYWORDS,
+     "time($self, *, exemplar=None)\n--\n\n"
+     "A timer that observes the seconds a block, or each call of a function, takes; also when it raises.\n\n"
+     "`with cell.time(): ...`, `async with cell.time(): ...`, `@cell.time()` on functions and coroutine functions."},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef histogram_getset[] = {
@@ -943,7 +962,17 @@ static PyObject *peaks(PyObject *module, PyObject *args)
     return bytes;
 }
 
+/* time_with(timer): what Histogram.time() calls with the cell and the exemplar. */
+static PyObject *time_with(PyObject *module, PyObject *timer)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_XSETREF(state->timer, Py_NewRef(timer));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
+    {"time_with", time_with, METH_O,
+     "time_with(timer, /)\n--\n\nName what Histogram.time() makes, called with the cell and the exemplar."},
     {"gather", gather, METH_VARARGS, "gather(blocks, offset, count, /)\n--\n\nThe same numbers of every block, as bytes of float64."},
     {"existing", existing, METH_VARARGS,
      "existing(blocks, offset, count, width, /)\n--\n\nHow many series of a column exist, over all blocks."},
@@ -981,6 +1010,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->gauge);
     Py_VISIT(state->share);
     Py_VISIT(state->histogram);
+    Py_VISIT(state->timer);
     return 0;
 }
 
@@ -993,6 +1023,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->gauge);
     Py_CLEAR(state->share);
     Py_CLEAR(state->histogram);
+    Py_CLEAR(state->timer);
     return 0;
 }
 

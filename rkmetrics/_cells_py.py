@@ -42,6 +42,7 @@ __all__ = [
     "existing",
     "gather",
     "peaks",
+    "time_with",
 ]
 
 # A peak's region: the seconds of a slot, then PEAK_SLOTS pairs of (slot number, highest value). Eight past slots and
@@ -336,6 +337,15 @@ class Histogram:
         if exemplar is not None:
             self._block.exemplar(at, value, exemplar)
 
+    def time(self, *, exemplar: Labels | None = None) -> Any:
+        """A timer that observes the seconds a block, or each call of a function, takes; also when it raises.
+
+        `with cell.time(): ...`, `async with cell.time(): ...`, `@cell.time()` on functions and coroutine functions.
+        """
+        if _timer is None:
+            raise RuntimeError("time() before time_with()")
+        return _timer(self, exemplar)
+
     @staticmethod
     def _expected(value: float) -> str:
         if math.isfinite(value):
@@ -366,6 +376,18 @@ def _native_bucket(value: float) -> int:
     fraction, exponent = math.frexp(value)
     index = min((exponent - 1) * 8 + bisect_left(_STEPS, fraction), NATIVE_MAX_INDEX)
     return 1 + index - NATIVE_MIN_INDEX
+
+
+_timer: Callable[[Histogram, Labels | None], Any] | None = None
+
+
+def time_with(timer: Callable[[Histogram, Labels | None], Any], /) -> None:
+    """Name what Histogram.time() makes, called with the cell and the exemplar.
+
+    So a cell has the method without a class derived from it: CPython calls methods of a type's own instances faster.
+    """
+    global _timer
+    _timer = timer
 
 
 def gather(blocks: Sequence[Block], offset: int, count: int, /) -> bytes:

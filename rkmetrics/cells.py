@@ -41,25 +41,13 @@ Bounds = _impl.Bounds
 CounterCell = _impl.Counter
 GaugeCell = _impl.Gauge
 GaugeShare = _impl.GaugeShare
+HistogramCell = _impl.Histogram
 existing = _impl.existing
 gather = _impl.gather
 peaks = _impl.peaks
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class HistogramCell(_impl.Histogram):
-    """Counts of observations in buckets, and their sum."""
-
-    __slots__ = ()
-
-    def time(self, *, exemplar: Mapping[str, str] | None = None) -> Timer:
-        """A timer that observes the seconds a block, or each call of a function, takes; also when it raises.
-
-        `with cell.time(): ...`, `async with cell.time(): ...`, `@cell.time()` on functions and coroutine functions.
-        """
-        return Timer(self, exemplar)
 
 
 class Timer:
@@ -107,3 +95,6 @@ class Timer:
                 return function(*args, **kwargs)
 
         return timed
+
+
+_impl.time_with(Timer)
