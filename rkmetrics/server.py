@@ -1,9 +1,10 @@
 """`rk.serve()`: the routes on a port of their own, for programs without an ASGI server. Standard library only.
 
 One daemon thread holds every connection without blocking (a selector), so a client that sends or reads slowly costs a
-socket and a deadline, never a thread: slowloris and slow readers delay nobody (T16). Answers that take time are made by
-a few worker threads, therefore /health is answered while scrapes wait. When the places are full, the connection that
-has been in its state for the longest makes room, so whoever sends a request at once is served at once.
+socket and a deadline, never a thread: slowloris and slow readers delay nobody (T16). Nor does one that always sends: a
+turn takes each connection a few steps further, and what is left waits for the next turn. Answers that take time are
+made by a few worker threads, therefore /health is answered while scrapes wait. When the places are full, the connection
+that has been in its state for the longest makes room, so whoever sends a request at once is served at once.
 
 A fork takes no server along: the child has none of the threads, so it closes its copies of the sockets and may serve
 anew.
@@ -57,6 +58,8 @@ MENDS = {
 }
 RESET = struct.pack("ii", 1, 0)  # linger for no time: what is unsent is thrown away
 NO_MORE_SOCKETS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+STEPS = 4  # of one connection in one turn: read, answer, send, and see that there is no more
+EMPTY_LINES_LIMIT = 4  # before a request; RFC 9112, 2.2 asks for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class Connection:
     __slots__ = (
         "deadline",
         "discard",
+        "empty_lines",
         "inbox",
         "keep_alive",
         "method",
@@ -158,7 +162,8 @@ class Connection:
         self.inbox, self.outbox = bytearray(), memoryview(b"")
         self.searched = 0  # bytes of inbox in which the end of the head is not
         self.discard = 0  # bytes of a body that is still to come
-        self.method, self.keep_alive = "", True
+        self.empty_lines = 0  # passed over since the last request
+        self.method, self.keep_alive = "", True  # of the last request
 
 
 class Server:
@@ -169,6 +174,7 @@ class Server:
         self.host, self.port = str(listener.getsockname()[0]), int(listener.getsockname()[1])
         self._surface, self._listener = surface, listener
         self._connections: dict[Connection, None] = {}
+        self._unfinished: dict[Connection, None] = {}  # they go on in the next turn, whatever the selector says
         self._selector = DefaultSelector()
         self._bell, self._ear = socket.socketpair()
         self._bell.setblocking(False)
@@ -181,7 +187,11 @@ class Server:
         self._selector.register(self._ear, EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="rkmetrics-serve", daemon=True)
         _servers.add(self)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._tear_down()
+            raise ServeError(f"cannot serve: {error}; see how many threads this process may have") from error
 
     @property
     def url(self) -> str:
@@ -227,14 +237,18 @@ class Server:
             self._tear_down()
 
     def _turn(self) -> None:
-        """Wait until something can be done, and do it."""
-        for key, _ in self._selector.select(self._patience_seconds()):
+        """Wait until something can be done, and do some of it for each: a turn is short, whatever clients send."""
+        events = self._selector.select(self._patience_seconds())
+        due, self._unfinished = self._unfinished, {}
+        for key, _ in events:
             if key.fileobj is self._listener:
                 self._accept()
             elif key.fileobj is self._ear:
                 self._hear()
             else:
-                self._drive(key.data)
+                due[key.data] = None
+        for connection in due:
+            self._drive(connection)
         now = time.monotonic()
         for connection in [each for each in self._connections if each.deadline <= now]:
             self._cut(connection)
@@ -244,6 +258,8 @@ class Server:
 
     def _patience_seconds(self) -> float | None:
         """How long nothing needs to happen by itself; None: until somebody comes."""
+        if self._unfinished:
+            return 0.0
         moments = [each.deadline for each in self._connections if each.state is not State.WORK]
         if self._accepting_from:
             moments.append(self._accepting_from)
@@ -302,6 +318,7 @@ class Server:
     def _drop(self, connection: Connection) -> None:
         if self._connections.pop(connection, self) is self:
             return
+        self._unfinished.pop(connection, None)
         if EVENTS[connection.state]:
             self._selector.unregister(connection.socket)
         connection.socket.close()
@@ -330,7 +347,7 @@ class Server:
         }[state]
 
     def _drive(self, connection: Connection) -> None:
-        """Take a connection as far as it goes without waiting."""
+        """Take a connection a few steps further, as far as it goes without waiting."""
         steps: dict[State, Callable[[Connection], bool]] = {
             State.IDLE: self._receive,
             State.HEAD: self._receive,
@@ -338,8 +355,12 @@ class Server:
             State.LINGER: self._receive,
         }
         try:
-            while connection in self._connections and connection.state in steps and steps[connection.state](connection):
-                pass
+            for _ in range(STEPS):
+                if connection not in self._connections or connection.state not in steps:
+                    return
+                if not steps[connection.state](connection):
+                    return
+            self._unfinished[connection] = None
         except OSError:
             self._drop(connection)  # reset, timed out: the client's own affair
         except Exception:
@@ -381,25 +402,33 @@ class Server:
     def _take(self, connection: Connection) -> bool:
         """Answer the next request, if its head is complete."""
         inbox = connection.inbox
-        gone = min(connection.discard, len(inbox))
-        connection.discard -= gone
-        del inbox[:gone]
-        while inbox.startswith(b"\r\n"):  # RFC 9112, 2.2
-            del inbox[:2]
+        self._pass_over(connection)
         end = inbox.find(END, max(0, connection.searched - len(END)))
         if end < 0 and len(inbox) <= HEAD_LIMIT_BYTES:
             connection.searched = len(inbox)
             return False
         head = bytes(inbox[: end if end >= 0 else HEAD_LIMIT_BYTES + 1])
         del inbox[: end + len(END)]
-        connection.searched = 0
+        connection.searched = connection.empty_lines = 0
         try:
             self._answer(connection, _parsed(head))
         except Refused as refused:
-            connection.keep_alive = False
+            connection.method, connection.keep_alive = "", False
             response = text_response(refused.status, f"{refused.reason}\n")
             self._put(connection, self._surface.count(RouteName.OTHER, response))
         return True
+
+    def _pass_over(self, connection: Connection) -> None:
+        """Throw away what belongs to no head: the body of the last request, and a few empty lines (RFC 9112, 2.2)."""
+        inbox, before = connection.inbox, len(connection.inbox)
+        gone = min(connection.discard, before)
+        connection.discard -= gone
+        del inbox[:gone]
+        while inbox.startswith(b"\r\n") and connection.empty_lines < EMPTY_LINES_LIMIT:
+            connection.empty_lines += 1
+            del inbox[:2]
+        if before and not inbox and not connection.discard and connection.method:
+            self._enter(connection, State.IDLE)  # the last request is over, and the next has not begun
 
     def _answer(self, connection: Connection, head: Head) -> None:
         connection.method, connection.keep_alive, connection.discard = head.request.method, head.keep_alive, head.length

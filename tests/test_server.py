@@ -65,6 +65,39 @@ def exchange(server: Server, request: bytes, method: str = "GET") -> Reply:
     return OnSocket(server.port).raw(request, method)
 
 
+def send_for_ever(client: socket.socket, data: bytes) -> None:
+    while True:
+        client.sendall(data)
+
+
+@contextlib.contextmanager
+def flooding(server: Server, data: bytes) -> Iterator[socket.socket]:
+    """A client that sends without end, and reads what it is answered."""
+    answered = threading.Event()
+
+    def send(client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            send_for_ever(client, data)
+
+    def read(client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while client.recv(1 << 20):
+                answered.set()
+
+    with connected(server) as client:
+        threads = [threading.Thread(target=each, args=(client,)) for each in (send, read)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert answered.wait(30)
+            yield client
+        finally:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
 def drip(client: socket.socket) -> None:
     """Send until the server has had enough."""
     for _ in range(10_000):
@@ -156,6 +189,28 @@ def test_a_small_body_is_passed_over_and_the_next_request_answered(server: Serve
         assert read_reply(client).status == 405  # the answer does not wait for the body
         client.sendall(b"x" * 60_000 + HEALTH)
         assert read_reply(client).status == 200
+
+
+@pytest.mark.parametrize("after", [b"", b"\r\n"])
+@pytest.mark.parametrize("body", [b"hello", b"x" * 60_000])
+def test_a_connection_is_idle_when_its_body_has_come(registry: rk.Registry, body: bytes, after: bytes) -> None:
+    """Nothing of a next request is there, so the deadline of a head does not run."""
+    with limited(registry, Limits(head_seconds=0.2, idle_seconds=3600)) as server, connected(server) as client:
+        client.sendall(b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body + after)
+        assert read_reply(client).status == 405
+        with connected(server) as other:
+            assert is_closed(other)  # at a deadline that began later
+        client.sendall(HEALTH)
+        assert read_reply(client).status == 200
+
+
+def test_a_malformed_head_after_a_head_request_is_answered_with_its_body(server: Server) -> None:
+    with connected(server) as client:
+        client.sendall(b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\nmalformed\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        answers = client.makefile("rb").read()
+    assert answers.startswith(b"HTTP/1.1 200 OK")
+    assert answers.endswith(b"\r\n\r\nnot an HTTP/1.1 request line\n")
 
 
 def test_who_asks_whether_to_send_a_body_is_answered_and_does_not_send_it(server: Server) -> None:
@@ -271,6 +326,50 @@ def test_an_idle_connection_is_closed_in_the_end(registry: rk.Registry) -> None:
         client.sendall(HEALTH)
         assert read_reply(client).status == 200
         assert is_closed(client)
+
+
+def test_requests_without_end_delay_nobody(registry: rk.Registry) -> None:
+    """Who pipelines for ever, and reads, is answered a little in each turn: others are too, and deadlines hold."""
+    with limited(registry, Limits(head_seconds=0.2, connections=4)) as server, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(flooding(server, HEALTH * 2000))
+        for _ in range(5):
+            assert exchange(server, HEALTH).status == 200
+            assert exchange(server, METRICS).status == 200
+        with connected(server) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nX-Slow: ")
+            assert is_closed(slow)
+
+
+def test_requests_without_end_do_not_hold_up_the_end(registry: rk.Registry) -> None:
+    with limited(registry, Limits()) as server, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(flooding(server, HEALTH * 2000))
+        server.close()
+        assert not server._thread.is_alive()
+
+
+def test_who_sends_requests_without_end_and_reads_nothing_is_cut_off(registry: rk.Registry) -> None:
+    with limited(registry, Limits(send_seconds=0.2)) as server, connected(server) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises(ConnectionError):
+            send_for_ever(client, HEALTH * 2000)
+
+
+def test_empty_lines_without_end_are_refused_and_delay_nobody(registry: rk.Registry) -> None:
+    with limited(registry, Limits()) as server, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(flooding(server, b"\r\n" * 50_000))
+        assert exchange(server, HEALTH).status == 200
+        assert exchange(server, b"\r\n" * 50).status == 400
+
+
+def test_a_few_empty_lines_before_a_request_are_passed_over(server: Server) -> None:
+    """RFC 9112, 2.2: old clients end a body with one that they do not count."""
+    with connected(server) as client:
+        for _ in range(3):
+            client.sendall(b"\r\n" * 4 + HEALTH)
+            assert read_reply(client).status == 200
 
 
 def test_half_sent_requests_beyond_every_limit_delay_nobody(registry: rk.Registry) -> None:
@@ -412,6 +511,26 @@ def test_a_port_is_free_again_after_close(registry: rk.Registry) -> None:
         assert exchange(server, METRICS).status == 200
     with rk.serve(registry, port=server.port) as again:
         assert again.port == server.port
+
+
+def test_without_a_thread_serving_is_a_serve_error_and_the_port_is_free() -> None:
+    code = """
+import threading
+import rkmetrics as rk
+registry = rk.Registry(rk.Settings(), builtin=False)
+with rk.serve(registry, port=0) as server:
+    port = server.port
+threading.stack_size(1 << 50)  # more than any address space has
+try:
+    rk.serve(registry, port=port)
+except rk.errors.ServeError as error:
+    print(error)
+threading.stack_size(0)
+rk.serve(registry, port=port).close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.startswith("cannot serve: can't start new thread"), done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
