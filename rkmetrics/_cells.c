@@ -35,6 +35,15 @@ typedef struct {
 
 static struct PyModuleDef cells_module;
 
+/* Sections that the GIL makes whole, or a lock of the object where there is no GIL. */
+#if defined(Py_GIL_DISABLED)
+#define ENTER(object) Py_BEGIN_CRITICAL_SECTION(object);
+#define LEAVE() Py_END_CRITICAL_SECTION();
+#else
+#define ENTER(object) {
+#define LEAVE() }
+#endif
+
 /* ---- Block: memory that cells live in ------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -64,7 +73,8 @@ static int block_init(Block *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "a Block's buffer is aligned to 8 bytes and a multiple of 8 long");
         return -1;
     }
-    self->values = self->view.buf;
+    static double nothing;
+    self->values = self->view.len ? self->view.buf : &nothing; /* never NULL, which means an error */
     self->size = self->view.len / (Py_ssize_t)sizeof(double);
     if (offer && offer != Py_None)
         self->offer = Py_NewRef(offer);
@@ -129,25 +139,30 @@ static PyType_Spec block_spec = {
 /* Returns the memory of `width` numbers at `offset`, or NULL with IndexError. */
 static double *block_at(Block *block, Py_ssize_t offset, Py_ssize_t width)
 {
-    if (offset < 0 || width < 0 || offset > block->size - width) {
-        PyErr_Format(PyExc_IndexError, "numbers %zd to %zd are outside a block of %zd", offset, offset + width, block->size);
+    if (!block->exported || offset < 0 || width < 0 || offset > block->size - width) {
+        PyErr_Format(PyExc_IndexError, "%zd numbers at %zd are outside a block of %zd", width, offset, block->size);
         return NULL;
     }
     return block->values + offset;
 }
 
-/* Hands an exemplar on. The observation is counted already; a failing offer must not undo that, so it is reported only. */
-static void block_offer(Block *block, const double *at, double value, PyObject *labels)
+/* Hands an exemplar on. The observation is counted already, so a failing offer is reported only; but what a signal handler
+   raised meanwhile (KeyboardInterrupt, SystemExit) is not ours to keep: -1. */
+static int block_offer(Block *block, const double *at, double value, PyObject *labels)
 {
     if (!block->offer || labels == Py_None)
-        return;
+        return 0;
+    int kept = 0;
     PyObject *offer = Py_NewRef(block->offer);
     PyObject *answer = PyObject_CallFunction(offer, "ndO", (Py_ssize_t)(at - block->values), value, labels);
     if (answer)
         Py_DECREF(answer);
-    else
+    else if (PyErr_ExceptionMatches(PyExc_Exception))
         PyErr_WriteUnraisable(offer);
+    else
+        kept = -1;
     Py_DECREF(offer);
+    return kept;
 }
 
 /* ---- arguments ------------------------------------------------------------------------------------------------------ */
@@ -245,8 +260,10 @@ static PyObject *counter_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
         return NULL;
     self->block = (Block *)Py_NewRef(block);
     self->values = values;
+    ENTER(block)
     if (rk_is_unset(values))
         rk_set(values, 0.0);
+    LEAVE()
     return (PyObject *)self;
 }
 
@@ -259,8 +276,8 @@ static PyObject *counter_inc(Cell *self, PyObject *const *args, Py_ssize_t count
     if (!(amount >= 0.0 && amount <= DBL_MAX))
         return refuse("inc", amount, "a finite amount of 0 or more (counters only rise)");
     rk_add(self->values, amount, &before);
-    if (exemplar != Py_None)
-        block_offer(self->block, self->values, amount, exemplar);
+    if (exemplar != Py_None && block_offer(self->block, self->values, amount, exemplar) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -314,9 +331,18 @@ static double monotonic_seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
+/* The number of the slot that `now` lies in, or -1 where the region does not say how long a slot is (spoiled memory). */
+static double peak_slot(const double *region, double now)
+{
+    double seconds = rk_get(region), slot = floor(now / seconds);
+    return seconds > 0 && isfinite(seconds) && slot >= 0 && slot < 9e15 ? slot : -1;
+}
+
 static void peak_note(double *region, double value)
 {
-    double slot = floor(monotonic_seconds() / region[0]);
+    double slot = peak_slot(region, monotonic_seconds());
+    if (slot < 0 || value != value)
+        return;
     double *pair = region + 1 + 2 * (Py_ssize_t)fmod(slot, PEAK_SLOTS);
     if (rk_get(pair) != slot) {
         rk_set(pair + 1, value);
@@ -328,10 +354,10 @@ static void peak_note(double *region, double value)
 
 static double peak_read(const double *region, double now, double current)
 {
-    double slot = floor(now / region[0]), highest = current;
-    for (int i = 0; i < PEAK_SLOTS; i++) {
+    double slot = peak_slot(region, now), highest = current;
+    for (int i = 0; slot >= 0 && i < PEAK_SLOTS; i++) {
         double number = rk_get(region + 1 + 2 * i), value = rk_get(region + 2 + 2 * i);
-        if (number >= 0 && number > slot - PEAK_SLOTS && value > highest)
+        if (number >= 0 && number > slot - PEAK_SLOTS && !(highest >= value))
             highest = value;
     }
     return highest;
@@ -342,15 +368,20 @@ static void gauge_add(Gauge *self, double amount)
     double before, after = rk_add(self->values, amount, &before);
     if (after != after)
         rk_set(self->values, NAN); /* one spelling of NaN, never the mark of an unset gauge */
-    if (self->peak)
+    if (self->peak) {
+        ENTER(self->block)
         peak_note(self->peak, after > before ? after : before);
+        LEAVE()
+    }
 }
 
 static void gauge_put(Gauge *self, double value)
 {
     if (self->peak) {
         double before = rk_is_unset(self->values) ? value : rk_get(self->values);
+        ENTER(self->block)
         peak_note(self->peak, before > value ? before : value);
+        LEAVE()
     }
     rk_set(self->values, value == value ? value : NAN);
 }
@@ -457,14 +488,6 @@ typedef struct {
     char closed;
 } Share;
 
-#if defined(Py_GIL_DISABLED)
-#define SHARE_ENTER(self) Py_BEGIN_CRITICAL_SECTION(self)
-#define SHARE_LEAVE(self) Py_END_CRITICAL_SECTION()
-#else
-#define SHARE_ENTER(self) {
-#define SHARE_LEAVE(self) }
-#endif
-
 static PyObject *share_of(PyTypeObject *type, Gauge *gauge)
 {
     Share *self = (Share *)type->tp_alloc(type, 0);
@@ -511,10 +534,10 @@ static PyObject *share_change(Share *self, double value, int relative)
 {
     if (!isfinite(value))
         return refuse(relative ? "inc" : "set", value, "a finite number (an infinite part could never be withdrawn)");
-    SHARE_ENTER(self)
+    ENTER(self)
     if (!self->closed)
         share_move(self, relative ? self->part + value : value);
-    SHARE_LEAVE(self)
+    LEAVE()
     Py_RETURN_NONE;
 }
 
@@ -544,14 +567,14 @@ static PyObject *share_close(Share *self, PyObject *unused)
 {
     (void)unused;
     int first = 0;
-    SHARE_ENTER(self)
+    ENTER(self)
     if (!self->closed) {
         if (self->part != 0.0)
             share_move(self, 0.0);
         self->closed = 1;
         first = 1;
     }
-    SHARE_LEAVE(self)
+    LEAVE()
     return PyBool_FromLong(first);
 }
 
@@ -699,10 +722,12 @@ static PyObject *histogram_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     self->block = (Block *)Py_NewRef(block);
     self->bounds = (Bounds *)Py_NewRef(bounds);
     self->values = values;
+    ENTER(block)
     if (rk_is_unset(values)) {
         for (Py_ssize_t i = width - 1; i >= 0; i--) /* the first number last: it says whether the series exists */
             rk_set(values + i, 0.0);
     }
+    LEAVE()
     return (PyObject *)self;
 }
 
@@ -774,8 +799,8 @@ static PyObject *histogram_observe(Histogram *self, PyObject *const *args, Py_ss
         else
             rk_add(native, 1.0, &ignored);
     }
-    if (exemplar != Py_None)
-        block_offer(self->block, values + low, value, exemplar);
+    if (exemplar != Py_None && block_offer(self->block, values + low, value, exemplar) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 

@@ -1,10 +1,14 @@
 """The readable cells: the specification that _cells.c obeys, and what runs where no compiler was.
 
-A cell is a place in a Block's memory and one method that changes it. Nothing here takes a lock: `numbers[i] +=
-amount`, with both sides exact floats, runs no Python code and reaches no point at which CPython switches threads,
-runs signal handlers or collects garbage (those are calls and backward jumps), so it happens whole. Arguments become
-floats before memory is read, since a `__float__` may do anything. Without the GIL that no longer holds, and updates
-take a reentrant lock: reentrant, so that a finaliser that interrupts an update in its own thread goes on.
+A cell is a place in a Block's memory and one method that changes it. Nothing here takes a lock. CPython switches
+threads, runs signal handlers and collects garbage at calls and at backward jumps, and nowhere else: a stretch of
+lines without either happens whole, by itself and for exceptions of signal handlers too. So each update ends in such a
+stretch ("whole" below): sums of exact floats, item and attribute access. What needs a call (checks, conversions,
+finding the bucket) comes before it.
+
+Unset numbers are compared by their bits, in a second view of the memory: for that no call is needed either. Without
+the GIL all this does not hold, and updates take a reentrant lock: reentrant, so that a finaliser that interrupts one
+goes on.
 """
 
 from __future__ import annotations
@@ -55,6 +59,7 @@ _Offer: TypeAlias = Callable[[int, float, Labels], None]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _NAN = float("nan")
+_UNSET_BITS = int.from_bytes(UNSET_BYTES, sys.byteorder)
 # 2 ** (k / 8) / 2: the steps within one power of two, halved as frexp's fraction lies in [0.5, 1).
 _STEPS = tuple(2 ** (k / 8 - 1) for k in range(8))
 _GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -82,7 +87,7 @@ def _refuse(what: str, value: float, expected: str) -> ValueError:
 class Block:
     """Memory for cells: a writable buffer of float64, kept exported while the block lives."""
 
-    __slots__ = ("__weakref__", "numbers", "offer")
+    __slots__ = ("__weakref__", "bits", "numbers", "offer")
 
     def __init__(self, buffer: Any, offer: _Offer | None = None) -> None:
         view = memoryview(buffer)
@@ -91,6 +96,7 @@ class Block:
         if view.nbytes % 8:
             raise ValueError("a Block's buffer is aligned to 8 bytes and a multiple of 8 long")
         self.numbers = view.cast("B").cast("d")
+        self.bits = view.cast("B").cast("Q")
         self.offer = offer
 
     def __len__(self) -> int:
@@ -102,7 +108,7 @@ class Block:
     def at(self, offset: int, width: int) -> memoryview[float]:
         """The block's numbers, once it is sure that `width` of them lie at `offset`. Raises IndexError."""
         if offset < 0 or width < 0 or offset > len(self.numbers) - width:
-            raise IndexError(f"numbers {offset} to {offset + width} are outside a block of {len(self.numbers)}")
+            raise IndexError(f"{width} numbers at {offset} are outside a block of {len(self.numbers)}")
         return self.numbers
 
     def exemplar(self, offset: int, value: float, labels: Labels) -> None:
@@ -128,8 +134,9 @@ class Counter:
 
     def __init__(self, block: Block, offset: int) -> None:
         self._block, self._numbers, self._offset = block, block.at(offset, 1), offset
-        if is_unset(self._numbers[offset]):
-            self._numbers[offset] = 0.0
+        bits, numbers = block.bits, self._numbers
+        if bits[offset] == _UNSET_BITS:  # whole
+            numbers[offset] = 0.0
 
     @_whole
     def inc(self, amount: float = 1.0, *, exemplar: Labels | None = None) -> None:
@@ -152,10 +159,10 @@ class Counter:
 class Gauge:
     """A number that goes up and down, or is unset."""
 
-    __slots__ = ("_block", "_numbers", "_offset", "_peak")
+    __slots__ = ("_bits", "_numbers", "_offset", "_peak")
 
     def __init__(self, block: Block, offset: int, peak: int = -1) -> None:
-        self._block, self._numbers, self._offset, self._peak = block, block.at(offset, 1), offset, peak
+        self._numbers, self._bits, self._offset, self._peak = block.at(offset, 1), block.bits, offset, peak
         if peak >= 0:
             block.at(peak, PEAK_REGION)
             if not self._numbers[peak] > 0:
@@ -165,20 +172,24 @@ class Gauge:
     def set(self, value: float, /) -> None:
         """Replace the value; NaN and infinities are values."""
         value = float(value)
+        if value != value:
+            value = _NAN
         if self._peak >= 0:
             before = self._numbers[self._offset]
-            self._note(value if is_unset(before) else max(before, value))
-        self._numbers[self._offset] = value if value == value else _NAN
+            self._note(before if before > value else value)  # an unset one is greater than nothing
+        self._numbers[self._offset] = value
 
     @_whole
     def inc(self, amount: float = 1.0) -> None:
         """Add to the value; an unset gauge counts as 0."""
-        self._add(float(amount))
+        amount = float(amount)
+        self._add(amount if amount == amount else _NAN)
 
     @_whole
     def dec(self, amount: float = 1.0) -> None:
         """Subtract from the value; an unset gauge counts as 0."""
-        self._add(-float(amount))
+        amount = -float(amount)
+        self._add(amount if amount == amount else _NAN)
 
     def clear(self) -> None:
         """Take the series away until the next update."""
@@ -195,24 +206,23 @@ class Gauge:
         return None if is_unset(value) else value
 
     def _add(self, amount: float) -> None:
-        numbers, offset = self._numbers, self._offset
-        # A NaN stays a NaN when added to, so one comparison finds unset gauges and overflown ones alike.
-        if numbers[offset] != numbers[offset]:
-            self._add_to_nan(amount)
-        else:
-            numbers[offset] += amount
+        numbers, bits, offset = self._numbers, self._bits, self._offset
+        if bits[offset] == _UNSET_BITS:  # whole, to the sum
+            numbers[offset] = 0.0
+        before = numbers[offset]
+        numbers[offset] = after = before + amount
+        if after != after:
+            numbers[offset] = _NAN
         if self._peak >= 0:
-            after = numbers[offset]
-            self._note(max(after, after - amount))
-
-    def _add_to_nan(self, amount: float) -> None:
-        self._numbers[self._offset] = 0.0 + amount if is_unset(self._numbers[self._offset]) else _NAN
+            self._note(after if after > before else before)
 
     def _note(self, value: float) -> None:
         numbers, peak = self._numbers, self._peak
-        slot = math.floor(time.monotonic() / numbers[peak])
+        slot = _peak_slot(numbers[peak], time.monotonic())
+        if slot < 0 or value != value:
+            return
         pair = peak + 1 + 2 * (slot % PEAK_SLOTS)
-        if numbers[pair] != slot:
+        if numbers[pair] != slot:  # whole
             numbers[pair + 1] = value
             numbers[pair] = slot
         elif not numbers[pair + 1] >= value:
@@ -226,7 +236,7 @@ class GaugeShare:
     __slots__ = ("_closed", "_gauge", "_part")
 
     def __init__(self, gauge: Gauge) -> None:
-        self._gauge, self._part, self._closed = gauge, 0.0, False
+        self._closed, self._part, self._gauge = False, 0.0, gauge
 
     @_whole
     def set(self, value: float, /) -> None:
@@ -234,7 +244,16 @@ class GaugeShare:
         value = float(value)
         if not math.isfinite(value):
             raise _refuse("set", value, "a finite number (an infinite part could never be withdrawn)")
-        self._move(value)
+        gauge = self._gauge
+        numbers, bits, offset = gauge._numbers, gauge._bits, gauge._offset
+        if not self._closed:  # whole, to the sum
+            if bits[offset] == _UNSET_BITS:
+                numbers[offset] = 0.0
+            before = numbers[offset]
+            numbers[offset] = before + (value - self._part)
+            self._part = value
+            if gauge._peak >= 0:
+                gauge._note(max(before, numbers[offset]))
 
     @_whole
     def inc(self, amount: float = 1.0) -> None:
@@ -242,7 +261,16 @@ class GaugeShare:
         amount = float(amount)
         if not math.isfinite(amount):
             raise _refuse("inc", amount, "a finite number (an infinite part could never be withdrawn)")
-        self._move(self._part + amount)
+        gauge = self._gauge
+        numbers, bits, offset = gauge._numbers, gauge._bits, gauge._offset
+        if not self._closed:  # whole, to the sum
+            if bits[offset] == _UNSET_BITS:
+                numbers[offset] = 0.0
+            before, part = numbers[offset], self._part
+            self._part = part + amount
+            numbers[offset] = before + (self._part - part)
+            if gauge._peak >= 0:
+                gauge._note(max(before, numbers[offset]))
 
     def dec(self, amount: float = 1.0) -> None:
         """Subtract from this instance's part."""
@@ -251,12 +279,20 @@ class GaugeShare:
     @_whole
     def close(self) -> bool:
         """Withdraw the part for good; True the first time, and every later update is ignored."""
-        if self._closed:
+        gauge = self._gauge
+        numbers, bits, offset = gauge._numbers, gauge._bits, gauge._offset
+        if self._closed:  # whole, to the sum
             return False
         self._closed = True
-        change, self._part = -self._part, 0.0
-        if change:
-            self._gauge._add(change)
+        part = self._part
+        if part:
+            self._part = 0.0
+            if bits[offset] == _UNSET_BITS:
+                numbers[offset] = 0.0
+            before = numbers[offset]
+            numbers[offset] = before - part
+            if gauge._peak >= 0:
+                gauge._note(max(before, numbers[offset]))
         return True
 
     @property
@@ -269,14 +305,11 @@ class GaugeShare:
         """Whether the part was withdrawn for good."""
         return self._closed
 
-    def _move(self, part: float) -> None:
-        if not self._closed:
-            change, self._part = part - self._part, part
-            self._gauge._add(change)
-
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):  # not so when __init__ failed
+        try:
             self.close()
+        except AttributeError:  # __init__ did not come so far
+            return
 
 
 @final
@@ -311,11 +344,10 @@ class Histogram:
         width = bounds.width
         self._block, self._bounds = block, bounds
         self._numbers, self._offset = block.at(offset, width), offset
-        if is_unset(self._numbers[offset]):
-            for i in reversed(
-                range(offset, offset + width)
-            ):  # the first number last: it says whether the series exists
-                self._numbers[i] = 0.0
+        bits, numbers = block.bits, self._numbers
+        whole, zeros = slice(offset, offset + width), memoryview(bytes(8 * width)).cast("d")
+        if bits[offset] == _UNSET_BITS:  # whole
+            numbers[whole] = zeros
 
     @_whole
     def observe(self, value: float, *, exemplar: Labels | None = None) -> None:
@@ -329,11 +361,12 @@ class Histogram:
         numbers, offset, upper = self._numbers, self._offset, self._bounds.upper
         if not -math.inf < value < math.inf or (value < 0.0 and not (upper and upper[0] < 0.0)):
             raise _refuse("observe", value, self._expected(value))
-        at = offset + bisect_left(upper, value)
-        numbers[offset + len(upper) + 1] += value
+        at, total = offset + bisect_left(upper, value), offset + len(upper) + 1
+        native = total + 1 + _native_bucket(value) if self._bounds.native else -1
+        numbers[total] += value  # whole, to the last sum
         numbers[at] += 1.0
-        if self._bounds.native:
-            numbers[offset + len(upper) + 2 + _native_bucket(value)] += 1.0
+        if native >= 0:
+            numbers[native] += 1.0
         if exemplar is not None:
             self._block.exemplar(at, value, exemplar)
 
@@ -411,9 +444,16 @@ def peaks(blocks: Sequence[Block], gauge: int, peak: int, now: float, /) -> byte
 
 
 def _peak(numbers: memoryview[float], current: float, peak: int, now: float) -> bytes:
-    slot = math.floor(now / numbers[peak])
+    slot = _peak_slot(numbers[peak], now)
     pairs = zip(numbers[peak + 1 : peak + PEAK_REGION : 2], numbers[peak + 2 : peak + PEAK_REGION : 2], strict=True)
-    recent = [value for number, value in pairs if number >= 0 and number > slot - PEAK_SLOTS]
-    if not is_unset(current):
-        recent.append(current)
-    return struct.pack("=d", max(recent)) if recent else UNSET_BYTES
+    highest = -math.inf if is_unset(current) else current
+    for number, value in pairs if slot >= 0 else ():
+        if number >= 0 and number > slot - PEAK_SLOTS and not highest >= value:
+            highest = value
+    return UNSET_BYTES if highest == -math.inf and is_unset(current) else struct.pack("=d", highest)
+
+
+def _peak_slot(seconds: float, now: float) -> int:
+    """The number of the slot that `now` lies in, or -1 where the region does not say how long a slot is."""
+    slot = now / seconds if 0 < seconds < math.inf else -1.0
+    return math.floor(slot) if 0 <= slot < 9e15 else -1

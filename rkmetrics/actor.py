@@ -20,14 +20,12 @@ An `actor_id` is never a label. It goes with observations as an exemplar.
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import wraps
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+from typing import ParamSpec, Self, TypeVar, cast
 from weakref import WeakSet, ref
 
 from rkmetrics.catalogue.actors import (
@@ -49,9 +47,7 @@ from rkmetrics.catalogue.actors import (
 )
 from rkmetrics.cells import CounterCell, GaugeCell, GaugeShare, HistogramCell
 from rkmetrics.definition import OTHER
-
-if TYPE_CHECKING:
-    from rkmetrics.registry import Registry
+from rkmetrics.wrapping import inside
 
 __all__ = ["ActorMetrics", "Guard", "Held", "KvOperation", "PhaseTimer", "Run", "Shutdown", "Startup", "Task"]
 
@@ -169,7 +165,11 @@ class Guard:
         self.end(error)
 
     def __del__(self) -> None:
-        if self._start > _NEW:
+        try:
+            begun = self._start > _NEW
+        except AttributeError:  # an exception of a signal handler came before __init__
+            return
+        if begun:
             self.end(_LOST)
 
 
@@ -262,32 +262,7 @@ class Task(Guard):
         def task() -> Task:
             return Task(scope, scope._plans.get(kind) or scope._plan(kind), exemplar)
 
-        if inspect.isasyncgenfunction(function):
-            raise TypeError(f"{function.__qualname__} is an asynchronous generator; use `async with` inside of it")
-        if inspect.iscoroutinefunction(function):
-
-            @wraps(function)
-            async def coroutine(*args: Any, **kwargs: Any) -> Any:
-                with task():
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[P, R]", coroutine)
-        if inspect.isgeneratorfunction(function):
-
-            @wraps(function)
-            def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                made: Any = function(*args, **kwargs)
-                with task():
-                    return (yield from cast("Generator[Any, Any, Any]", made))
-
-            return cast("Callable[P, R]", generator)
-
-        @wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            with task():
-                return function(*args, **kwargs)
-
-        return call
+        return inside(task, function)
 
 
 class Startup(Guard):
@@ -548,10 +523,8 @@ class ActorMetrics(_Scope):
 
     __slots__ = ("__weakref__", "_kv", "_plans", "_runs", "_shares", "cells", "name", "queue_received", "queue_sent")
 
-    def __init__(self, registry: Registry, name: str) -> None:
-        self.name = name
-        self.cells = registry.bind_admitted(Actors, name)
-        self._kv = registry.bind_admitted(ActorKv, name)
+    def __init__(self, name: str, cells: Actors, kv: ActorKv) -> None:
+        self.name, self.cells, self._kv = name, cells, kv
         self.queue_sent, self.queue_received = self.cells.queue_sent, self.cells.queue_received
         self._shares: dict[GaugeCell, GaugeShare] = {}
         self._plans: dict[str, _Plan] = {}

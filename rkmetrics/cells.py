@@ -5,14 +5,13 @@ The handle is the cell: a Python wrapper around the native object would cost fou
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping
-from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from rkmetrics.native import IMPLEMENTATION, twin
+from rkmetrics.wrapping import inside
 
 if TYPE_CHECKING:
     from rkmetrics import _cells as _impl
@@ -79,22 +78,7 @@ class Timer:
         self.__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        cell, exemplar = self._cell, self._exemplar
-        if inspect.iscoroutinefunction(function):
-
-            @wraps(function)
-            async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
-                with Timer(cell, exemplar):
-                    return await function(*args, **kwargs)
-
-            return cast("Callable[P, R]", timed_coroutine)
-
-        @wraps(function)
-        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Timer(cell, exemplar):
-                return function(*args, **kwargs)
-
-        return timed
+        return inside(lambda: Timer(self._cell, self._exemplar), function)
 
 
 _impl.time_with(Timer)

@@ -13,8 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import Future, wait
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -59,19 +58,25 @@ class Guarded:
             return None if self._state == CollectorFailure.TIMEOUT else running[1]
         result: _Result = Future()
         self._running = (pid, result)
-        threading.Thread(target=self._run, args=(result,), name=f"rkmetrics-collect-{self.name}", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(result,), name=f"rkmetrics-collect-{self.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread to be had: as many as the system allows, or a subinterpreter
+            result.set_exception(error)
         return result
 
     def finish(self, result: _Result | None, deadline: float) -> tuple[Family, ...]:
         """Wait until `deadline` (monotonic seconds) for a run; no families if it raised or is overdue."""
         if result is None:
             return self._fail(CollectorFailure.TIMEOUT, None)
-        try:
-            families = result.result(max(0.0, deadline - time.monotonic()))
-        except FutureTimeout:
+        # What is raised while waiting (Ctrl-C) is the caller's; what the collector raised is looked at afterwards.
+        wait((result,), max(0.0, deadline - time.monotonic()))
+        if not result.done():
             return self._fail(CollectorFailure.TIMEOUT, None)
-        except BaseException as error:
+        error = result.exception()
+        if error is not None:
             return self._fail(CollectorFailure.RAISED, error)
+        families = result.result()
         if self._state != "ok":
             logger.warning("collector %r is back", self.name)
         self._state = "ok"

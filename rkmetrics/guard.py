@@ -11,16 +11,18 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rkmetrics.definition import OTHER, LabelDefinition, MetricDefinition
 from rkmetrics.errors import ActorNameError, LabelValueError
 
-__all__ = ["ActorNames", "Budget", "MetricBudget", "Overflow", "Overflows", "budget"]
+__all__ = ["ActorNames", "Admission", "Budget", "MetricBudget", "Overflow", "Overflows", "budget"]
 
 logger = logging.getLogger("rkmetrics")
 
 ACTOR_NAME_BYTES = 128
 _SAMPLES = 5
+_SHOWN = 64
 _LOG_SECONDS = 60.0
 
 
@@ -28,8 +30,10 @@ _LOG_SECONDS = 60.0
 class Overflow:
     """What went to "__other__" of one label: how often, and up to five of the values, shortened."""
 
+    expected: str
     count: int = 0
     samples: list[str] = field(default_factory=list[str])
+    said: int = 0
     next_log: float = 0.0
 
 
@@ -51,26 +55,54 @@ class Overflows:
         self.note(metric, label.name, value, f"one of: {', '.join(label.values)}")
 
     def note(self, metric: str, label: str, value: object, expected: str) -> None:
-        """Count one value as overflown. Keys are declared names only, so the table stays small whatever the values
-        are."""
-        entry = self._table.setdefault((metric, label), Overflow())
+        """Count one value as overflown. Keys are declared names only, so the table stays small whatever the values are.
+
+        Nothing is logged here: this runs in finalisers and signal handlers, and handlers of logging hold locks.
+        """
+        entry = self._table.get((metric, label)) or self._table.setdefault((metric, label), Overflow(expected))
         entry.count += 1
         self._count(metric, label)
         if len(entry.samples) < _SAMPLES:
-            shown = repr(value)[:64]
+            shown = repr(value[:_SHOWN] if isinstance(value, str) else value)[:_SHOWN]
             if shown not in entry.samples:
                 entry.samples.append(shown)
+
+    def say(self) -> None:
+        """Log what came since the last time, a line for each label and at most one a minute; at a scrape or a health
+        check."""
         now = time.monotonic()
-        if now >= entry.next_log:
-            entry.next_log = now + _LOG_SECONDS
+        for (metric, label), entry in list(self._table.items()):
+            if entry.count == entry.said or now < entry.next_log:
+                continue
+            entry.said, entry.next_log = entry.count, now + _LOG_SECONDS
             logger.warning(
                 "%s: %d values of label %s counted as %s so far, such as %s; expected %s",
-                metric, entry.count, label, OTHER, ", ".join(entry.samples), expected,
-            )  # fmt: skip
+                metric,
+                entry.count,
+                label,
+                OTHER,
+                ", ".join(entry.samples),
+                entry.expected,
+            )
 
     def table(self) -> Mapping[tuple[str, str], Overflow]:
         """(metric, label) to what overflowed; the metric is "*" where a name was refused for a whole set."""
         return dict(self._table)
+
+
+class Admission:
+    """One admitted name, from its admission to its release, and all that is bound to it.
+
+    Releasing it is taking this one object out of one table; what binds to it at the same moment goes with it, and
+    neither stays behind unreleasable nor falls to whoever is admitted under the name next.
+    """
+
+    __slots__ = ("actor", "bound", "name", "ticket")
+
+    def __init__(self, name: str, ticket: int) -> None:
+        self.name, self.ticket = name, ticket
+        self.bound: dict[type[Any], Any] = {}
+        self.actor: list[Any] = []  # its ActorMetrics, once there is one
 
 
 class ActorNames:
@@ -81,11 +113,9 @@ class ActorNames:
 
     def __init__(self, limit: int, overflows: Overflows, *, strict: bool = False) -> None:
         self.limit, self._overflows, self._strict = limit, overflows, strict
-        self._names: dict[str, int] = {}
+        self.other = Admission(OTHER, -1)
+        self._names: dict[str, Admission] = {}
         self._tickets = list(range(limit))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -94,38 +124,44 @@ class ActorNames:
         """The admitted names, oldest first."""
         return tuple(self._names)
 
-    def admit(self, name: str) -> str:
-        """The name itself, or "__other__" when the limit is reached.
+    def admissions(self) -> list[Admission]:
+        """The admitted names and "__other__", which comes last."""
+        return [*list(self._names.values()), self.other]
+
+    def get(self, name: str) -> Admission | None:
+        """The admission of a name, if it is admitted already."""
+        return self._names.get(name) if type(name) is str else None
+
+    def admit(self, name: str) -> Admission:
+        """The admission of a name, or that of "__other__" when the limit is reached.
 
         Raises ActorNameError for a name that can never be one (empty, not text, not UTF-8, over 128 bytes, reserved),
         and at the limit if strict.
         """
-        if type(name) is str and name in self._names:
-            return name
         name = _valid(name)
         try:
             ticket = self._tickets.pop()
         except IndexError:
-            return self._refuse(name)
-        if self._names.setdefault(name, ticket) != ticket:
-            self._tickets.append(ticket)  # another thread admitted it meanwhile
-        return name
+            return self._names.get(name) or self._refuse(name)
+        new = Admission(name, ticket)
+        admission = self._names.setdefault(name, new)
+        if admission is not new:
+            self._tickets.append(ticket)  # it was admitted already
+        return admission
 
     def release(self, name: str) -> bool:
         """Give a name's place back. False when it was not admitted."""
-        ticket = self._names.pop(name, None)
-        if ticket is None:
+        admission = self._names.pop(name, None)
+        if admission is None:
             return False
-        self._tickets.append(ticket)
+        self._tickets.append(admission.ticket)
         return True
 
-    def _refuse(self, name: str) -> str:
-        if name in self._names:
-            return name
+    def _refuse(self, name: str) -> Admission:
         if self._strict:
             raise ActorNameError(name, f"{self.limit} actor names are admitted already", _MEND_LIMIT)
         self._overflows.note("*", "actor_name", name, f"{self.limit} names at most; {_MEND_LIMIT}")
-        return OTHER
+        return self.other
 
 
 _MEND_LIMIT = "name kinds of actors and not instances, release names that ended, or raise RKMETRICS_MAX_ACTOR_NAMES"

@@ -389,8 +389,14 @@ class MetricSet:
             cls.per_actor = per_actor
         metrics = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
         own: list[Metric[Any]] = [metric for metric in metrics.values() if isinstance(metric, Metric)]
+        names: dict[str, str] = {}
         for metric in own:
             _declare(cls, metric)
+            for name in metric.definition.sample_names():
+                if name in names:
+                    rule = f"{cls.__name__} has the name {name!r} already, in {names[name]!r}"
+                    raise DefinitionError(metric.definition.name, rule, "choose another name")
+                names[name] = metric.attribute
         cls.layout = Layout(own)
 
     def __init__(self) -> None:
@@ -445,8 +451,9 @@ class MetricSet:
 
     def _known(self, column: Column, index: int, value: object) -> str:
         definition = column.definition
-        if isinstance(value, str) and value in column.places[index]:
-            return str(value.value) if isinstance(value, Enum) else str(value)
+        word = str(value.value) if isinstance(value, Enum) else value
+        if isinstance(word, str) and word in column.places[index]:
+            return str(word)
         self._overflowed(definition.name, definition.labels[index], value)
         return OTHER
 

@@ -14,17 +14,16 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rkmetrics.cells import CounterCell, existing, gather, peaks
 from rkmetrics.collection import Collect, CollectorFailure, Guarded
-from rkmetrics.definition import OTHER
 from rkmetrics.errors import RegistryError
 from rkmetrics.guard import ActorNames, Budget, Overflow, Overflows, budget
 from rkmetrics.health import Health
 from rkmetrics.memory import Exemplars, Memory, PrivateMemory
 from rkmetrics.metricset import Column, MetricSet, RegisteredCells
-from rkmetrics.model import Exemplar, Family, MetricFamily, MetricType
+from rkmetrics.model import Exemplar, Family, ForeignFamily, MetricFamily, MetricType
 from rkmetrics.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,11 +93,11 @@ class Registry:
         self.strict, self.serverless = strict, serverless
         self.health = Health(serverless=serverless)
         self._memory: Memory = memory or PrivateMemory()
-        self._tables: dict[type[MetricSet], dict[str, Any]] = {}
+        self._sets: dict[type[MetricSet], None] = {}
+        self._single: dict[type[MetricSet], Any] = {}  # sets without actor_name
         self._owners: dict[str, type[MetricSet]] = {}
         self._overflows = Overflows(self._count_overflow, strict=strict)
         self._names = ActorNames(self.settings.max_actor_names, self._overflows, strict=strict)
-        self._actors: dict[str, ActorMetrics] = {}
         self._refreshers: dict[Callable[[], object], None] = {}
         self._collectors: dict[str, Guarded] = {}
         self._limit: tuple[int, int] = (0, 0)
@@ -110,9 +109,11 @@ class Registry:
     def _load(self, builtin: bool) -> None:
         from rkmetrics import catalogue
         from rkmetrics.actor import ActorMetrics
+        from rkmetrics.catalogue.actors import ActorKv, Actors
         from rkmetrics.catalogue.exporter import Exporter
 
         self._new_actor, self._builtin = ActorMetrics, builtin
+        self._actor_sets: tuple[type[MetricSet], ...] = (Actors, ActorKv)
         self.exporter: Exporter = self.bind(Exporter)
         self._dropped = self.exporter.exemplars_dropped
         self.exporter.build_info[catalogue.version(), catalogue.catalog_version()].set(1)
@@ -126,19 +127,18 @@ class Registry:
 
         Raises RegistryError naming both sets where a sample name is taken.
         """
-        if set_class in self._tables:
+        if set_class in self._sets:
             return
         given: object = set_class
         if not isinstance(given, type) or not issubclass(given, MetricSet) or given is MetricSet:
             raise RegistryError(f"{set_class!r} is not a set of metrics; derive a class from rk.MetricSet")
-        for definition in set_class.definitions():
-            for name in definition.sample_names():
-                owner = self._owners.setdefault(name, set_class)
-                if owner is not set_class:
-                    raise RegistryError(
-                        f"{definition.name} of {set_class.__name__} is taken by {owner.__name__} ({name})"
-                    )
-        self._tables.setdefault(set_class, {})
+        names = [(d.name, name) for d in set_class.definitions() for name in d.sample_names()]
+        for metric, name in names:
+            owner = self._owners.get(name, set_class)
+            if owner is not set_class:
+                raise RegistryError(f"{metric} of {set_class.__name__} is taken by {owner.__name__} ({name})")
+        self._owners.update({name: set_class for _, name in names})
+        self._sets.setdefault(set_class, None)
 
     def bind(self, set_class: type[SetT], *, actor_name: str | None = None) -> SetT:
         """The cells of a set for one actor name; the same object each time.
@@ -146,65 +146,50 @@ class Registry:
         A name past the limit binds "__other__". Raises ActorNameError for a name that can never be admitted,
         TypeError where the set has no actor_name label and one is given, or the reverse.
         """
-        table: dict[str, SetT] | None = self._tables.get(set_class)
-        if table is None:
-            self.add_set(set_class)
-            table = self._tables[set_class]
+        self.add_set(set_class)
         if not set_class.per_actor:
             if actor_name is not None:
                 raise TypeError(f"{set_class.__name__} has no actor_name label; bind it without one")
-            return self._bound(set_class, table, "")
+            return self._bound(set_class, self._single, "")
         if actor_name is None:
             raise TypeError(
                 f"{set_class.__name__} is labelled by actor_name; pass actor_name='...' (there is no default)"
             )
-        while True:
-            name = self._names.admit(actor_name)
-            bound = self._bound(set_class, table, name)
-            if name == OTHER or name in self._names:  # not released while it was bound
-                return bound
-            table.pop(name, None)
+        admission = self._names.get(actor_name) or self._names.admit(actor_name)
+        return self._bound(set_class, admission.bound, admission.name)
 
-    def _bound(self, set_class: type[SetT], table: dict[str, SetT], name: str) -> SetT:
-        bound = table.get(name)
-        if bound is not None:
-            return bound
+    def _bound(self, set_class: type[SetT], bound: dict[type[MetricSet], Any], name: str) -> SetT:
+        found: SetT | None = bound.get(set_class)
+        if found is not None:
+            return found
         exemplars = Exemplars(self._dropped) if self._dropped else None  # none for the exporter itself
         block = self._memory.block(f"{set_class.__name__}/{name}", set_class.layout.image, exemplars)
         new = set_class._bind(name, block, exemplars, self._overflows, time.time())
-        return table.setdefault(name, new)
+        return cast("SetT", bound.setdefault(set_class, new))
 
     def actor(self, actor_name: str) -> ActorMetrics:
         """The built-in metrics of one kind of actor, with the helpers that keep them right."""
-        found = self._actors.get(actor_name)
-        if found is not None:
-            return found
-        name = self._names.admit(actor_name)
-        # Past the limit each call comes here: what "__other__" has is not made anew.
-        return self._actors.get(name) or self._actors.setdefault(name, self._new_actor(self, name))
-
-    def bind_admitted(self, set_class: type[SetT], name: str) -> SetT:
-        """The cells of a set for a name as it was admitted, so for "__other__" as well; for what `actor` makes."""
-        self.add_set(set_class)
-        table: dict[str, SetT] = self._tables[set_class]
-        return self._bound(set_class, table, name)
+        admission = self._names.get(actor_name) or self._names.admit(actor_name)
+        if admission.actor:
+            return cast("ActorMetrics", admission.actor[0])
+        cells: list[Any] = []
+        for set_class in self._actor_sets:
+            self.add_set(set_class)
+            cells.append(self._bound(set_class, admission.bound, admission.name))
+        admission.actor.append(self._new_actor(admission.name, *cells))
+        return cast("ActorMetrics", admission.actor[0])  # another thread may have been first
 
     def release(self, actor_name: str) -> bool:
         """End an actor name: its series leave, its place is free. Cells still held count on, seen by nobody.
 
         False when the name was not admitted.
         """
-        if actor_name not in self._names:  # "" and "__other__" are keys of tables too, and nobody's names
-            return False
-        for table in list(self._tables.values()):
-            table.pop(actor_name, None)
-        self._actors.pop(actor_name, None)
         return self._names.release(actor_name)
 
     def renew(self, set_class: type[SetT]) -> SetT:
         """Bind a set without actor_name to fresh cells; for what must not go on from a parent's numbers after a
         fork."""
-        self._tables[set_class].pop("", None)
+        self._single.pop(set_class, None)
         return self.bind(set_class)
 
     # --- what is known ------------------------------------------------------------------------------------------------
@@ -215,11 +200,11 @@ class Registry:
 
     def sets(self) -> tuple[type[MetricSet], ...]:
         """The sets that are known, in the order of their coming."""
-        return tuple(self._tables)
+        return tuple(self._sets)
 
     def budget(self) -> Budget:
         """The worst case of series and sample lines of every known set, for each actor name and in total."""
-        sets = list(self._tables)
+        sets = list(self._sets)
         return budget((d for known in sets for d in known.definitions()), self._names.limit)
 
     def overflows(self) -> Mapping[tuple[str, str], Overflow]:
@@ -288,17 +273,18 @@ class Registry:
         names: only families with one of these names (a family's, or one of its samples'). Never raises because of a
         collector.
         """
+        self._overflows.say()
         foreign = self._foreign()
         for refresh in list(self._refreshers):
             self._refresh(refresh)
         self._describe(self.exporter)
         own = self.snapshot()
         wanted = own if names is None else [family for family in own if _wanted(family, names)]
-        return (*wanted, *(family for family in foreign if names is None or family.name in names))
+        return (*wanted, *(family for family in foreign if names is None or _wanted(family, names)))
 
     def snapshot(self) -> tuple[MetricFamily, ...]:
         """The same of this registry's own cells as they stand: no collector runs, nothing waits."""
-        return tuple(family for known in list(self._tables) for family in self._families(known))
+        return tuple(family for known in list(self._sets) for family in self._families(known))
 
     def _refresh(self, refresh: Callable[[], object]) -> None:
         try:
@@ -314,7 +300,7 @@ class Registry:
 
     def _describe(self, exporter: Exporter) -> None:
         """Bring what the exporter says about itself up to date."""
-        known = len(self._tables)
+        known = len(self._sets)
         if self._limit[0] != known:
             self._limit = (known, self.budget().series)
             self._start_overflows()
@@ -325,17 +311,23 @@ class Registry:
             exporter.health_state[status].set(value)
         if exporter.series.value is None:
             exporter.series.set(0)  # so that it counts itself from the first time on
-        exporter.series.set(sum(self._count_series(known) for known in list(self._tables)))
+        exporter.series.set(sum(self._count_series(known) for known in list(self._sets)))
 
     def _start_overflows(self) -> None:
         """Start what counts overflows at zero, so that increase() sees the first one."""
-        definitions = (definition for known in list(self._tables) for definition in known.definitions())
+        definitions = (definition for known in list(self._sets) for definition in known.definitions())
         labels = [(d.name, label.name) for d in definitions if not d.dynamic for label in d.labels]
         for key in (("*", "actor_name"), *labels):
             self.exporter.label_overflow[key].inc(0)
 
+    def _all(self, known: type[MetricSet]) -> list[Any]:
+        """Where a set is bound."""
+        if not known.per_actor:
+            return [self._single[known]] if known in self._single else []
+        return [bound for each in self._names.admissions() if (bound := each.bound.get(known)) is not None]
+
     def _count_series(self, known: type[MetricSet]) -> int:
-        blocks = [bound._block for bound in list(self._tables[known].values())]
+        blocks = [bound._block for bound in self._all(known)]
         return sum(
             existing(blocks, column.offset, column.count, column.shape.width)
             for column in known.layout.columns.values()
@@ -343,7 +335,7 @@ class Registry:
         )
 
     def _families(self, known: type[MetricSet]) -> list[MetricFamily]:
-        bound = list(self._tables[known].values())
+        bound = self._all(known)
         if not bound:
             return []
         names = tuple(each.actor_name for each in bound)
@@ -373,10 +365,12 @@ class Registry:
         self.exporter.collector_errors[name, reason].inc()
 
     def __repr__(self) -> str:
-        return f"<Registry: {len(self._tables)} sets, {len(self._names)} of {self._names.limit} actor names>"
+        return f"<Registry: {len(self._sets)} sets, {len(self._names)} of {self._names.limit} actor names>"
 
 
-def _wanted(family: MetricFamily, names: Collection[str]) -> bool:
+def _wanted(family: Family, names: Collection[str]) -> bool:
+    if isinstance(family, ForeignFamily):
+        return family.name in names or any(sample.name in names for sample in family.samples)
     name = family.name
     if name in names or (family.shape.type is MetricType.COUNTER and name.removesuffix("_total") in names):
         return True

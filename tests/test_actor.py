@@ -587,12 +587,16 @@ class TestTasks:
         assert Room().grow() == 4
         assert numbers(registry, CALLS) == {"success": 1}
 
-    def test_an_asynchronous_generator_is_refused(self, actor: ActorMetrics) -> None:
+    async def test_an_asynchronous_generator_is_a_task_until_it_ends(
+        self, registry: rk.Registry, actor: ActorMetrics
+    ) -> None:
+        @actor.task("action")
         async def many() -> AsyncIterator[int]:
             yield 1
+            yield 2
 
-        with pytest.raises(TypeError, match="many is an asynchronous generator"):
-            actor.task("action")(many)
+        assert [item async for item in many()] == [1, 2]
+        assert numbers(registry, CALLS) == {"success": 1}
 
 
 class TestParts:

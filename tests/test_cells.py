@@ -8,6 +8,7 @@ import math
 import struct
 import sys
 import threading
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import pytest
@@ -134,6 +135,15 @@ class TestCounter:
         assert counter.value == 1.0
         assert [str(report.exc_value) for report in reported] == ["full"]
 
+    def test_does_not_keep_what_a_signal_handler_raises_meanwhile(self, cells: Any) -> None:
+        def interrupted(*offered: Any) -> None:
+            raise KeyboardInterrupt
+
+        counter = cells.Counter(block(cells, offer=interrupted), 0)
+        with pytest.raises(KeyboardInterrupt):
+            counter.inc(exemplar={"actor_id": "a"})
+        assert counter.value == 1.0
+
 
 class TestGauge:
     def test_is_unset_until_it_is_updated_and_again_after_clear(self, cells: Any) -> None:
@@ -198,6 +208,26 @@ class TestPeak:
         now = time.monotonic()
         assert self.read(cells, b, now) == 5.0
         gauge.set(1.0)
+        assert self.read(cells, b, time.monotonic()) == 5.0
+
+    def test_leaves_memory_alone_that_was_spoiled(self, cells: Any) -> None:
+        for seconds in (0.0, -1_000_003.0, math.nan, math.inf, 5e-324):
+            buffer = bytearray(UNSET + self.region(cells, 15.0))
+            b = cells.Block(buffer)
+            gauge = cells.Gauge(b, 0, 1)
+            buffer[8:16] = struct.pack("=d", seconds)
+            gauge.set(7)
+            gauge.inc()
+            assert self.read(cells, b, 1e6) == 8.0
+
+    def test_ignores_a_nan(self, cells: Any) -> None:
+        import time
+
+        b = cells.Block(bytearray(UNSET + self.region(cells, 15.0)))
+        gauge = cells.Gauge(b, 0, 1)
+        gauge.set(5)
+        gauge.set(math.nan)
+        gauge.set(1)
         assert self.read(cells, b, time.monotonic()) == 5.0
 
     def test_refuses_a_region_without_a_slot_length(self, cells: Any) -> None:
@@ -481,6 +511,53 @@ class TestThreads:
             sys.setswitchinterval(interval)
         assert (counter.value, gauge.value, h.count, h.sum) == (40_000.0, 0.0, 40_000, 20_000.0)
 
+    def test_the_first_updates_of_a_place_race_and_lose_nothing(self, cells: Any) -> None:
+        def first(start: threading.Barrier, make: Any, update: Any) -> None:
+            start.wait()
+            update(make())
+
+        bounds = cells.Bounds((1.0, 2.0))
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(150):
+                b, start = block(cells, 6), threading.Barrier(4)
+                cases: list[tuple[Any, Any]] = [
+                    (lambda b=b: cells.Counter(b, 0), lambda cell: cell.inc(1)),
+                    (lambda b=b: cells.Gauge(b, 1), lambda cell: cell.inc(1)),
+                    (lambda b=b: cells.Histogram(b, 2, bounds), lambda cell: cell.observe(0.5)),
+                ]
+                for make, update in cases:
+                    threads = [threading.Thread(target=first, args=(start, make, update)) for _ in range(4)]
+                    for thread in threads:
+                        thread.start()
+                    for thread in threads:
+                        thread.join()
+                assert (b[0], b[1], b[2], b[5]) == (4.0, 4.0, 4.0, 2.0)
+        finally:
+            sys.setswitchinterval(interval)
+
+    def test_a_share_that_several_threads_use_comes_out_even(self, cells: Any) -> None:
+        gauge = cells.Gauge(block(cells), 0)
+        share = gauge.share()
+
+        def work() -> None:
+            for _ in range(5_000):
+                share.inc(3)
+                share.dec(3)
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+        assert (share.value, gauge.value) == (0.0, 0.0)
+
     @staticmethod
     def work(counter: Any, gauge: Any, h: Any) -> None:
         for _ in range(5_000):
@@ -613,6 +690,34 @@ class TestTimer:
             assert isinstance(timer, Timer)
         assert cell.count == 3
         assert cell.sum >= 0.03
+
+    async def test_times_generators_from_the_first_item_to_the_last(self) -> None:
+        import asyncio
+        import time
+
+        cell = self.cell()
+
+        @cell.time()
+        def items() -> Generator[int, int]:
+            yield 1
+            time.sleep(0.01)
+            got = yield 2
+            yield got
+
+        @cell.time()
+        async def stream() -> AsyncGenerator[int, int]:
+            got = yield 1
+            await asyncio.sleep(0.01)
+            yield got
+
+        made = items()
+        assert [next(made), next(made), made.send(7)] == [1, 2, 7]
+        assert list(made) == []
+        tokens = stream()
+        assert [await anext(tokens), await tokens.asend(5)] == [1, 5]
+        await tokens.aclose()
+        assert cell.count == 2
+        assert cell.sum >= 0.02
 
     async def test_counts_a_cancelled_coroutine(self) -> None:
         import asyncio

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 import pytest
@@ -212,3 +212,25 @@ def test_labels_registered_at_run_time_are_limited() -> None:
         cells[f"n{i}"].inc()
     got = values(r, "tthings_seen_total")
     assert (len(got), got[("__other__",)]) == (cells.LIMIT + 1, 2.0)
+
+
+def test_members_of_any_enumeration_are_the_words_that_they_declare() -> None:
+    class Plain(Enum):
+        A = "a"
+        B = 2
+
+    class Words(rk.MetricSet):
+        x = rk.Counter("tplain_x_total", "Help.", kind=rk.OneOf(Plain))
+
+    r = registry()
+    cells = r.bind(Words, actor_name="n").x
+    for key in (Plain.A, Plain.B, "a", "2"):
+        cells[key].inc()  # type: ignore[index]
+    assert values(r, "tplain_x_total") == {("n", "a"): 2.0, ("n", "2"): 2.0}
+
+
+@pytest.mark.parametrize("name", ["ttwice_x_total", "ttwice_x"])
+def test_a_name_twice_in_one_set_is_refused_at_import(name: str) -> None:
+    made = rk.Counter if name.endswith("_total") else lambda *given: rk.Gauge(*given, across="sum")
+    with pytest.raises(rk.DefinitionError, match=r"has the name 'ttwice_x.*' already, in 'a'"):
+        type("Twice", (rk.MetricSet,), {"a": rk.Counter("ttwice_x_total", "x"), "b": made(name, "x")})

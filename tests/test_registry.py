@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import rkmetrics as rk
+from rkmetrics.cells import Block
 from rkmetrics.model import ForeignFamily, MetricFamily, MetricType, Sample
 
 ROOT = Path(__file__).parents[1]
@@ -466,3 +467,121 @@ class TestConsistency:
         for thread in threads:
             thread.join()
         assert last_count > 0
+
+
+class TestWhatBroke:
+    """Faults that were found by trying to break it; each stays mended."""
+
+    def test_a_release_between_admission_and_binding_leaves_nothing_behind(self) -> None:
+        r = registry()
+
+        class Releasing:
+            """Memory that releases the name while a set is being bound to it."""
+
+            def block(self, key: str, image: bytes, exemplars: Any) -> Any:
+                r.release("lobby")
+                return Block(bytearray(image), exemplars)
+
+        r._memory = Releasing()
+        r.bind(Work, actor_name="lobby").done.inc()
+        r.actor("lobby")
+        assert r.actor_names() == ()
+        assert {
+            s.labels for f in r.collect() if isinstance(f, MetricFamily) and f.shape.per_actor for s in f.series()
+        } == set()
+
+    def test_names_that_come_and_go_in_threads_leave_nothing_behind(self) -> None:
+        r = registry()
+        stop = threading.Event()
+
+        def churn() -> None:
+            while not stop.is_set():
+                r.bind(Work, actor_name="lobby")
+                r.actor("lobby")
+                r.release("lobby")
+
+        threads = [threading.Thread(target=churn, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        stop.wait(1.0)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        r.release("lobby")
+        assert r.actor_names() == ()
+        assert [f.name for f in r.snapshot() if f.shape.per_actor] == []
+        for i in range(r.settings.max_actor_names):
+            r.bind(Work, actor_name=f"n{i}")
+        assert len(r.actor_names()) == r.settings.max_actor_names
+
+    @pytest.mark.parametrize("name", ["", "__other__"])
+    def test_only_admitted_names_can_be_released(self, name: str) -> None:
+        r = registry()
+        before = len(r.collect())
+        assert r.release(name) is False
+        assert len(r.collect()) == before
+
+    def test_a_thread_that_cannot_be_had_costs_one_collection_of_one_collector(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_thread(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        r = registry()
+        r.add_collector(lambda: [foreign()], name="other")
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            assert "other_app_up" not in [f.name for f in r.collect()]
+        assert "other_app_up" in [f.name for f in r.collect()]
+
+    def test_what_is_raised_while_a_scrape_waits_is_the_scrapes_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from rkmetrics import collection
+
+        def interrupted(*given: Any) -> None:
+            raise KeyboardInterrupt
+
+        r = registry()
+        r.add_collector(lambda: None, name="fine")
+        monkeypatch.setattr(collection, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            r.collect()
+
+    def test_a_collector_that_raises_a_timeout_has_raised(self) -> None:
+        def collect() -> None:
+            raise TimeoutError("the database did not answer")
+
+        r = registry()
+        r.add_collector(collect, name="db")
+        errors = TestCollectors().errors(r)
+        assert errors[("db", "timeout")] == 0.0
+        assert TestCollectors().errors(r)[("db", "raised")] >= 1.0
+
+    def test_a_set_that_was_refused_keeps_no_names(self) -> None:
+        class Refused(rk.MetricSet):
+            fresh = rk.Gauge("tregistry_fresh", "x", across="sum")
+            took_count = rk.Gauge("tregistry_took_seconds_count", "x", across="sum", exception="to clash on purpose")
+
+        class Innocent(rk.MetricSet):
+            fresh = rk.Gauge("tregistry_fresh", "x", across="sum")
+
+        r = registry()
+        r.add_set(Work)
+        with pytest.raises(rk.RegistryError):
+            r.add_set(Refused)
+        r.add_set(Innocent)
+
+    def test_a_foreign_family_is_found_by_its_samples_names(self) -> None:
+        r = registry()
+        counted = ForeignFamily("jobs", MetricType.COUNTER, "Jobs.", "", (Sample("jobs_total", (), 1.0),))
+        r.add_collector(lambda: [counted], name="jobs")
+        assert [f.name for f in r.collect(["jobs_total"])] == [f.name for f in r.collect(["jobs"])] == ["jobs"]
+
+    def test_an_overflow_in_a_signal_handler_logs_at_the_next_scrape(self, caplog: pytest.LogCaptureFixture) -> None:
+        # Logging handlers hold locks: a QueueHandler hangs when it is interrupted by an update that logs.
+        r = registry()
+        r._overflows.note("tregistry_done_total", "kind", "x", "one of: a")
+        assert caplog.records == []
+        r.collect()
+        assert "tregistry_done_total" in caplog.text
+        r.collect()
+        assert len(caplog.records) == 1

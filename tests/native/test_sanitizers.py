@@ -86,3 +86,16 @@ def test_no_data_race_in_the_extension(tmp_path: Path) -> None:
     preload = runtime("libtsan.so")
     build(tmp_path, "-fsanitize=thread")
     run(tmp_path, preload, "tests/test_cells.py", "-k", "TestThreads", TSAN_OPTIONS="halt_on_error=1")
+
+
+def test_the_sources_are_right_without_the_global_lock(tmp_path: Path) -> None:
+    """Such an interpreter is not at hand everywhere; a build for one is optional, so its errors would pass unseen."""
+    if sys.hexversion < 0x030D0000:
+        pytest.skip("Python before 3.13 has no free-threaded build")
+    assert GCC
+    include = sysconfig.get_path("include")
+    for name in SOURCES:
+        source = ROOT / "rkmetrics" / f"{name}.c"
+        subprocess.run(
+            [GCC, "-std=c11", "-fsyntax-only", "-Werror", "-DPy_GIL_DISABLED=1", f"-I{include}", source], check=True
+        )
