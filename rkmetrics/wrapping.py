@@ -45,7 +45,8 @@ def _coroutine(block: Callable[[], AbstractContextManager[object]], function: Ca
 def _generator(block: Callable[[], AbstractContextManager[object]], function: Callable[..., Any]) -> Callable[..., Any]:
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with block():
-            return (yield from function(*args, **kwargs))
+            made: Generator[Any, Any, Any] = function(*args, **kwargs)
+            return (yield from made)
 
     return generator
 

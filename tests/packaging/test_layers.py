@@ -23,6 +23,7 @@ RINGS: Mapping[str, int] = {
     "rkmetrics.model": DATA,
     "rkmetrics.settings": DATA,
     "rkmetrics.native": CORE,
+    "rkmetrics.wrapping": CORE,
     "rkmetrics._cells": CORE,
     "rkmetrics._cells_py": CORE,
     "rkmetrics._lines": CORE,
