@@ -25,7 +25,7 @@ from prometheus_client.samples import Sample as TheirSample
 
 from rkmetrics.errors import RegistryError
 from rkmetrics.exposition.base import bound, exemplar_labels
-from rkmetrics.exposition.foreign import fit
+from rkmetrics.exposition.page import shown, taken
 from rkmetrics.model import (
     Exemplar,
     Family,
@@ -99,20 +99,19 @@ class Collector(CollectorProtocol):
         """A snapshot of the registry."""
         if _thread.collecting:  # our own page is being made, and has our families
             return ()
-        found = (metric for family in self._registry.collect() for metric in _theirs(family))
+        families = (family for family in self._registry.collect() if not isinstance(family, _Bridged))
+        found = map(_theirs, shown(families))
         return [metric for metric in found if metric.name not in self._leave_out]
 
 
-def _theirs(family: Family) -> Iterator[Metric]:
+def _theirs(family: Family) -> Metric:
     if isinstance(family, MetricFamily):
         metric = _metric(family.shape)
         metric.samples = [sample for series in family.series() for sample in _samples(family.shape.name, series)]
-        yield metric
-    elif not isinstance(family, _Bridged):
-        for fitted in fit(family):
-            metric = Metric(fitted.name, fitted.help, fitted.type, fitted.unit)
-            metric.samples = [_their_sample(sample) for sample in fitted.samples]
-            yield metric
+    else:
+        metric = Metric(family.name, family.help, family.type, family.unit)
+        metric.samples = [_their_sample(sample) for sample in family.samples]
+    return metric
 
 
 def _metric(shape: Shape) -> Metric:
@@ -177,12 +176,13 @@ def attach(
 ) -> None:
     """Append the families of a CollectorRegistry to our page, now and as they come.
 
-    Raises RegistryError when it has a name that one of our sets has. A clash that comes about later costs the foreign
-    family.
+    Raises RegistryError when it has a name that one of our sets has, or that another collector has given just now. A
+    clash that comes about later costs the foreign family.
     """
     collect = foreign(collector_registry)
-    registry.collect(())  # some sets are bound at the first collection, and their names are taken from then on
-    clashes = {family.name for family in _clashing(registry, collect()) if family.name not in DEFAULTS}
+    there = taken(registry.collect())  # some sets are bound at the first collection: their names are taken from then on
+    there |= set(registry.sample_names())
+    clashes = {family.name for family in _clashing(there, collect()) if family.name not in DEFAULTS}
     if clashes:
         listed = ", ".join(sorted(clashes))
         raise RegistryError(
@@ -192,7 +192,7 @@ def attach(
 
     def collect_without_clashes() -> tuple[ForeignFamily, ...]:
         families = collect()
-        clashing = {family.name for family in _clashing(registry, families)}
+        clashing = {family.name for family in _clashing(registry.sample_names(), families)}
         for new in sorted(clashing - said - DEFAULTS)[:100]:
             said.add(new)
             _log.warning("%s: %s is left out: the registry has metrics of that name by now", name, new)
@@ -201,9 +201,8 @@ def attach(
     registry.add_collector(collect_without_clashes, name=name, timeout_seconds=timeout_seconds)
 
 
-def _clashing(registry: Registry, families: Iterable[ForeignFamily]) -> list[ForeignFamily]:
-    taken = registry.sample_names()
-    return [f for f in families if f.name in taken or any(sample.name in taken for sample in f.samples)]
+def _clashing(names: Collection[str], families: Iterable[ForeignFamily]) -> list[ForeignFamily]:
+    return [f for f in families if f.name in names or any(sample.name in names for sample in f.samples)]
 
 
 def _ours(metric: Metric) -> ForeignFamily:

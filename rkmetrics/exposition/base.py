@@ -34,11 +34,12 @@ __all__ = [
     "bound",
     "escape",
     "exemplar_labels",
+    "is_time",
     "labels",
     "number",
     "pieces",
     "sample_lines",
-    "together",
+    "say_once",
 ]
 
 encode = _impl.encode
@@ -51,6 +52,8 @@ LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 # OpenMetrics 1.0, "Exemplars": names and values of an exemplar's labels together.
 EXEMPLAR_CHARACTERS = 128
+
+_YEAR_10000 = 253_402_300_800
 
 # Family names whose trouble was logged. Past the limit nothing more is: the log stays bounded like all else.
 _LOGGED: set[str] = set()
@@ -179,15 +182,13 @@ def exemplar_labels(exemplar: Exemplar) -> tuple[tuple[str, str], ...] | None:
     return pairs if len(names) == len(pairs) and all(map(LABEL_NAME.fullmatch, names)) else None
 
 
-def together(families: Iterable[Family], encode_one: Callable[[Family], bytes], end: bytes = b"") -> bytes:
-    """All families as one page. A family that cannot be encoded is left out. end: what closes the page."""
-    parts: list[bytes] = []
-    for family in families:
-        try:
-            parts.append(encode_one(family))
-        except Exception:  # whatever it is, it costs this family only
-            if family.name not in _LOGGED and len(_LOGGED) < _LOGGED_LIMIT:
-                _LOGGED.add(family.name)
-                _log.exception("%r is left out of the exposition: it cannot be written", family.name)
-    parts.append(end)
-    return b"".join(parts)
+def say_once(name: str, why: str, *, with_traceback: bool = False) -> None:
+    """Say in the log that the family or sample of that name is left out; nothing when it was said before."""
+    if name not in _LOGGED and len(_LOGGED) < _LOGGED_LIMIT:
+        _LOGGED.add(name)
+        _log.error("%.200r is left out of the exposition: %s", name, why, exc_info=with_traceback)
+
+
+def is_time(seconds: float) -> bool:
+    """Whether seconds since 1970 are a time that all formats can hold: protobuf's end with the year 9999."""
+    return abs(seconds) < _YEAR_10000

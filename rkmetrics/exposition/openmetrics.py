@@ -7,11 +7,10 @@ lines of counters, and Prometheus takes start times from protobuf.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
-from rkmetrics.exposition.base import Format, escape, exemplar_labels, labels, number, sample_lines, together
-from rkmetrics.exposition.foreign import fit
+from rkmetrics.exposition.base import Format, escape, exemplar_labels, is_time, labels, number, sample_lines
+from rkmetrics.exposition.page import together
 from rkmetrics.model import Exemplar, Family, ForeignFamily, MetricFamily, MetricType, Sample, Shape
 
 __all__ = ["OPENMETRICS", "encode", "tails"]
@@ -32,7 +31,7 @@ def encode(families: Iterable[Family]) -> bytes:
 def _encode_one(family: Family) -> bytes:
     if isinstance(family, MetricFamily):
         return sample_lines(family, _head_of(family.shape), tails(family) if family.exemplars else ())
-    return "".join(line for fitted in fit(family) for line in _foreign(fitted)).encode()
+    return "".join(_foreign(family)).encode()
 
 
 def _head_of(shape: Shape) -> bytes:
@@ -79,7 +78,7 @@ def _tail(exemplar: Exemplar) -> str:
     pairs = exemplar_labels(exemplar)
     if pairs is None:
         return ""
-    timestamp = f" {exemplar.timestamp:.3f}" if math.isfinite(exemplar.timestamp) else ""
+    timestamp = f" {exemplar.timestamp:.3f}" if is_time(exemplar.timestamp) else ""
     return f" # {{{labels(pairs)}}} {number(exemplar.value).decode()}{timestamp}"
 
 

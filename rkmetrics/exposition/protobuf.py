@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from rkmetrics.exposition.base import Format, exemplar_labels, pieces, together
-from rkmetrics.exposition.foreign import fit, parts
+from rkmetrics.exposition.base import Format, exemplar_labels, is_time, pieces
+from rkmetrics.exposition.foreign import parts
+from rkmetrics.exposition.page import together
 from rkmetrics.model import (
     NATIVE_BUCKETS,
     NATIVE_MIN_INDEX,
@@ -106,7 +107,7 @@ def _actor(actor_name: str) -> bytes:
 @lru_cache(maxsize=1024)
 def _timestamp(tag: bytes, seconds: float) -> bytes:
     """google.protobuf.Timestamp: seconds = 1, nanos = 2; nothing for a time that is not known."""
-    if not (math.isfinite(seconds) and seconds > 0):
+    if not (is_time(seconds) and seconds > 0):
         return b""
     whole, nanos = divmod(round(seconds * 1000) * 1_000_000, 1_000_000_000)
     return _message(tag, b"\x08" + _varint(whole) + (b"\x10" + _varint(nanos) if nanos else b""))
@@ -171,7 +172,7 @@ def _family(head: bytes, metrics: Iterable[bytes]) -> bytes:
 def _encode_one(family: Family) -> bytes:
     if isinstance(family, MetricFamily):
         return _family(_constants(family.shape).head, _own(family))
-    return b"".join([part for fitted in fit(family) for part in _foreign(fitted)])
+    return b"".join(_foreign(family))
 
 
 def _constants(shape: Shape) -> _Constants:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rkmetrics.exposition.base import Format, labels, number, sample_lines, together
-from rkmetrics.exposition.foreign import fit, parts
+from rkmetrics.exposition.base import Format, labels, number, sample_lines
+from rkmetrics.exposition.foreign import parts
+from rkmetrics.exposition.page import together
 from rkmetrics.model import Family, ForeignFamily, MetricFamily, MetricType, Sample, Shape
 
 __all__ = ["TEXT", "encode"]
@@ -35,7 +36,7 @@ def encode(families: Iterable[Family]) -> bytes:
 def _encode_one(family: Family) -> bytes:
     if isinstance(family, MetricFamily):
         return sample_lines(family, _head_of(family.shape))
-    return "".join(line for fitted in fit(family) for line in _foreign(fitted)).encode()
+    return "".join(_foreign(family)).encode()
 
 
 def _head_of(shape: Shape) -> bytes:

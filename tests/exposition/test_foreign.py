@@ -70,12 +70,16 @@ def test_labels_are_made_valid_and_single(
 
 
 @pytest.mark.parametrize(
-    ("spelt", "canonical"), [("1", "1.0"), ("1e6", "1e+06"), ("inf", "+Inf"), ("0.50", "0.5"), ("NaN", "NaN")]
+    ("spelt", "canonical"), [("1", "1.0"), ("1e6", "1e+06"), ("inf", "+Inf"), ("0.50", "0.5"), ("-2", "-2.0")]
 )
-def test_bounds_and_quantiles_are_spelt_like_ours(spelt: str, canonical: str) -> None:
-    (buckets,) = fit(family("histogram", "x", sample("x_bucket", 1, le=spelt)))
-    (quantiles,) = fit(family("summary", "x", sample("x", 1, quantile=spelt)))
+def test_bounds_are_spelt_like_ours(spelt: str, canonical: str) -> None:
+    (buckets,) = fit(family("histogram", "x", sample("x_bucket", 1, le=spelt), sample("x_count", 1)))
     assert buckets.samples[0].labels == (("le", canonical),)
+
+
+@pytest.mark.parametrize(("spelt", "canonical"), [("1", "1.0"), ("0.50", "0.5"), ("1e-7", "1e-07")])
+def test_quantiles_are_spelt_like_ours(spelt: str, canonical: str) -> None:
+    (quantiles,) = fit(family("summary", "x", sample("x", 1, quantile=spelt)))
     assert quantiles.samples[0].labels == (("quantile", canonical),)
 
 
