@@ -1,7 +1,8 @@
 """Short blocking work, away from an event loop.
 
 A thread for each call and not the loop's own pool: the answer that tells balancers whether a node is ready must not
-stand in a queue behind whatever the application has put there.
+stand in a queue behind whatever the application has put there. Where no thread is to be had, the loop does the work:
+it is short, and an answer is due.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ T = TypeVar("T")
 
 
 async def off_loop(run: Callable[[], T]) -> T:
-    """Return what run() returns, or raise what it raises, without holding up the running loop."""
+    """Return what run() returns, or raise what it raises, without holding up the running loop if that can be."""
     from asyncio import wrap_future
 
     done: Future[T] = Future()
-    Thread(target=_run, args=(run, done), name="rkmetrics-off-loop", daemon=True).start()
+    try:
+        Thread(target=_run, args=(run, done), name="rkmetrics-off-loop", daemon=True).start()
+    except RuntimeError:  # as many as the system allows, or a subinterpreter
+        return run()
     return await wrap_future(done)
 
 

@@ -5,10 +5,11 @@ What it misses is what happened since that rendering began, and the next scrape 
 nothing is kept.
 
 The work runs in a thread of its own. Callers only wait, so one that gives up (cancelled, interrupted, gone) takes
-nothing from the others, and an event loop never renders. There is no lock to hold: tables change by single dictionary
-operations. Three would wait for themselves, and do not wait: a finaliser that renders inside of a rendering makes its
-own page, so does one that runs while the interpreter ends and no thread runs any more, and a forked child, where the
-threads of its parent do not exist, starts with empty tables.
+nothing from the others, and an event loop never renders. The work goes on without it, therefore pages in the making
+have a limit of their own: who asks and goes away, again and again, gets no more threads than who waits. There is no
+lock to hold: tables change by single dictionary operations. Three would wait for themselves, and do not wait: a
+finaliser that renders inside of a rendering makes its own page, so does one that runs while the interpreter ends and no
+thread runs any more, and a forked child, where the threads of its parent do not exist, starts with empty tables.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from rkmetrics.model import Family
     from rkmetrics.registry import Registry
 
-__all__ = ["MAX_CALLERS", "Busy", "Renderer"]
+__all__ = ["MAX_CALLERS", "MAX_PAGES", "Busy", "Renderer"]
 
 # What node_exporter allows (--web.max-requests): a Prometheus that gave up still has its request here, and it asks
 # again.
 MAX_CALLERS = 40
+MAX_PAGES = MAX_CALLERS  # being made, for callers that wait and for those that gave up
 
 # How long families are encoded at a stretch, and how long other threads then have.
 _TURN_SECONDS = 0.0005
@@ -49,10 +51,10 @@ _Key: TypeAlias = tuple[str, str, frozenset[str] | None]
 
 
 class Busy(RkMetricsError):
-    """As many callers as are allowed wait for a page already; answer 503."""
+    """As many callers as are allowed wait for a page already, or no page can be begun; answer 503."""
 
-    def __init__(self) -> None:
-        super().__init__(f"{MAX_CALLERS} scrapes wait already; scrape less often, or find out which collector is slow")
+    def __init__(self, why: str) -> None:
+        super().__init__(f"{why}; scrape less often, or find out which collector is slow")
 
 
 class _Tables:
@@ -72,7 +74,7 @@ class _Tables:
         self.callers[caller] = None
         try:
             if len(self.callers) > MAX_CALLERS:
-                raise Busy
+                raise Busy(f"{MAX_CALLERS} scrapes wait already")
             yield
         finally:
             del self.callers[caller]
@@ -91,7 +93,7 @@ class Renderer:
             return self._make(format, coding, names)
         tables = self._current_tables()
         with tables.admitted():
-            return self._page(tables, format, coding, names).result()
+            return self._page(tables, format, coding, names, may_wait=True).result()
 
     async def arender(self, format: Format, coding: Coding, names: Collection[str] | None = None) -> bytes:
         """The same for asyncio; the loop is not blocked."""
@@ -100,7 +102,7 @@ class Renderer:
         loop = get_running_loop()
         tables = self._current_tables()
         with tables.admitted():
-            page = self._page(tables, format, coding, names)
+            page = self._page(tables, format, coding, names, may_wait=False)
             made: asyncio.Future[None] = loop.create_future()
             page.add_done_callback(lambda _: _wake(loop, made))
             await made
@@ -111,17 +113,26 @@ class Renderer:
             self._tables = _Tables()
         return self._tables
 
-    def _page(self, tables: _Tables, format: Format, coding: Coding, names: Collection[str] | None) -> _Page:
-        """The page that is being made, or a new one."""
+    def _page(
+        self, tables: _Tables, format: Format, coding: Coding, names: Collection[str] | None, *, may_wait: bool
+    ) -> _Page:
+        """The page that is being made, or a new one. may_wait: without a thread, the caller can make it."""
         key = (format.name, coding.name, None if names is None else frozenset(names))
         new: _Page = Future()
         page = tables.pages.setdefault(key, new)
-        if page is new:
-            work = (tables, key, page, lambda: self._make(format, coding, names))
-            try:
-                start_new_thread(_run, work)
-            except RuntimeError:  # no thread is to be had: late is better than never
+        if page is not new:
+            return page
+        work = (tables, key, page, lambda: self._make(format, coding, names))
+        if len(tables.pages) > MAX_PAGES:
+            _refuse(tables, key, page, f"{MAX_PAGES} scrapes are under way already")
+            return page
+        try:
+            start_new_thread(_run, work)
+        except RuntimeError:  # no thread is to be had: late is better than never, but not for a whole event loop
+            if may_wait:
                 _run(*work)
+            else:
+                _refuse(tables, key, page, "no thread can be started for a scrape")
         return page
 
     def _make(self, format: Format, coding: Coding, names: Collection[str] | None) -> bytes:
@@ -153,6 +164,12 @@ def _run(tables: _Tables, key: _Key, page: _Page, make: Callable[[], bytes]) -> 
     else:
         tables.pages.pop(key, None)
         page.set_result(made)
+
+
+def _refuse(tables: _Tables, key: _Key, page: _Page, why: str) -> None:
+    """Nobody makes the page; who shares it already is told so too."""
+    tables.pages.pop(key, None)
+    page.set_exception(Busy(why))
 
 
 def _wake(loop: asyncio.AbstractEventLoop, made: asyncio.Future[None]) -> None:

@@ -18,7 +18,7 @@ import pytest
 import rkmetrics as rk
 from rkmetrics.exposition import CODINGS, FORMATS, choose_coding
 from rkmetrics.exposition import render as module
-from rkmetrics.exposition.render import MAX_CALLERS, Busy, Renderer
+from rkmetrics.exposition.render import MAX_CALLERS, MAX_PAGES, Busy, Renderer
 
 TEXT, OPENMETRICS, PROTOBUF = FORMATS
 IDENTITY, GZIP = CODINGS[-1], choose_coding(b"gzip")
@@ -212,6 +212,29 @@ async def test_a_coroutine_that_is_cancelled_takes_nothing_from_the_others(regis
     assert slow.runs == 1
 
 
+async def test_who_asks_and_gives_up_again_and_again_gets_no_more_work_done_than_who_waits(
+    registry: rk.Registry, slow: Slow, threads: ThreadPoolExecutor
+) -> None:
+    renderer = Renderer(registry)
+    waiting = threads.submit(renderer.render, TEXT, IDENTITY)
+    assert slow.began.acquire(timeout=30)
+    for number in range(10 * MAX_PAGES):
+        scrape = asyncio.create_task(renderer.arender(TEXT, IDENTITY, {f"name_{number}"}))
+        await asyncio.sleep(0)
+        scrape.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await scrape
+    assert len(renderer._tables.pages) == MAX_PAGES
+    assert callers(renderer) == 1
+    with pytest.raises(Busy, match="40 scrapes"):
+        await renderer.arender(OPENMETRICS, IDENTITY)
+    slow.go.set()
+    assert b"rendered_messages_total" in waiting.result(30)
+    eventually(lambda: renderer._tables.pages == {})  # the places come back when the pages are done
+    assert registry.exporter.render_duration.count == MAX_PAGES
+    assert b"rendered_messages_total" in await renderer.arender(TEXT, IDENTITY)
+
+
 def test_a_loop_that_is_closed_in_the_meantime_is_not_missed(registry: rk.Registry, slow: Slow) -> None:
     renderer = Renderer(registry)
 
@@ -305,13 +328,26 @@ def test_a_finaliser_that_renders_while_the_interpreter_ends_does_not_keep_it() 
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-def test_without_a_thread_the_caller_renders_by_itself(registry: rk.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
 
+
+def test_without_a_thread_the_caller_renders_by_itself(registry: rk.Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "start_new_thread", refuse)
     renderer = Renderer(registry)
     assert b"rendered_messages_total" in renderer.render(TEXT, IDENTITY)
+
+
+def test_without_a_thread_an_event_loop_does_not_render_by_itself(
+    registry: rk.Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector may take its whole time, and the loop serves others."""
+    renderer = Renderer(registry)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "start_new_thread", refuse)
+        with pytest.raises(Busy, match="no thread"):
+            asyncio.run(renderer.arender(TEXT, IDENTITY))
+    assert (renderer._tables.pages, callers(renderer)) == ({}, 0)
     assert b"rendered_messages_total" in asyncio.run(renderer.arender(TEXT, IDENTITY))
 
 
