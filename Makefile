@@ -44,13 +44,15 @@ tools:
 	@.ci/tools test
 
 # --no-build-isolation: setuptools is one of the pinned packages, so nothing is fetched without its hash.
+# editable_mode=compat: a path that type checkers follow from any folder; the default is a hook that only Python runs.
 $(STAMP): pyproject.toml requirements.txt $(NATIVE)
 	@.ci/tools run
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(UV)
 	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt
-	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat -e .
 	@touch $@
 
 clean:
