@@ -1,12 +1,14 @@
 """The node's vitals: one reading for `rkmetrics_node_*`, for the JSON and for /telemetry.
 
 The cells of Node are the source. What can be measured is set in them by `refresh`; the middleware and the application
-keep the others. `read` says the same in the discovery protocol's names and units, where what nobody keeps is 0.
+keep the others. `read` says the same in the discovery protocol's names and units, where what nobody keeps is 0, and so
+is what is not a finite number: JSON has no word for it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,8 @@ __all__ = ["Vitals", "install", "read", "uptime_seconds"]
 
 @dataclass(frozen=True, slots=True)
 class Vitals:
-    """The vitals of a node; the order is that of the JSON. Usage is in percent, 0 to 100.
+    """The vitals of a node; the order is that of the JSON. Usage is in percent, 0 to 100. What nobody keeps, or what is
+    kept as NaN or an infinity, is 0.
 
     failed_responses: those that were the node's own fault (5xx, or the application raised).
     """
@@ -65,7 +68,7 @@ def read(registry: Registry) -> Vitals:
         cpu_usage=_percent(node.cpu_usage),
         memory_usage=_percent(node.memory_usage),
         gpu_usage=_percent(node.gpu_usage),
-        failed_responses=int(node.responses[Outcome.SERVER_ERROR].value),
+        failed_responses=int(_finite(node.responses[Outcome.SERVER_ERROR].value)),
         connected_peers=_whole(node.connected_peers),
         backoff_requests=_whole(node.backoff_requests),
         uptime_seconds=_whole(node.uptime),
@@ -95,8 +98,12 @@ def _refresh(node: Node, health: Health) -> bool:
 
 
 def _whole(gauge: GaugeCell) -> int:
-    return max(0, int(gauge.value or 0))
+    return max(0, int(_finite(gauge.value)))
 
 
 def _percent(gauge: GaugeCell) -> float:
-    return round(100 * (gauge.value or 0.0), 2)
+    return round(_finite(100 * _finite(gauge.value)), 2)
+
+
+def _finite(value: float | None) -> float:
+    return value if value is not None and isfinite(value) else 0.0

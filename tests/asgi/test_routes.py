@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import threading
 from pathlib import Path
 
@@ -97,6 +98,16 @@ def test_telemetry_and_vitals_agree(surface: Surface, registry: rk.Registry) -> 
     assert (vitals["requests_in_progress"], samples["requests_in_progress"]) == (42, "42")
     assert (vitals["failed_responses"], samples["failed_responses_total"]) == (15, "15")
     assert (vitals["connected_peers"], samples["connected_peers"]) == (3, "3")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gauge_that_is_not_finite_breaks_neither_page(surface: Surface, registry: rk.Registry, value: float) -> None:
+    registry.node.connected_peers.set(value)
+    status, body = get(surface, "/vitals")
+    assert (status, json.loads(body)["connected_peers"]) == (200, 0)
+    status, page = get(surface, "/telemetry")
+    assert status == 200
+    assert "\nconnected_peers 0\n" in page
 
 
 def test_telemetry_is_spoken_in_openmetrics_too(surface: Surface) -> None:

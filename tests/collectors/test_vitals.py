@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 
+import pytest
+
 from rkmetrics.catalogue.node import Node, Outcome
+from rkmetrics.collectors import gpu
 from rkmetrics.collectors.vitals import Vitals, read, uptime_seconds
 from rkmetrics.registry import Registry
 from rkmetrics.settings import Settings
@@ -59,6 +63,26 @@ def test_what_nobody_keeps_is_zero_in_json_and_absent_from_the_metrics(
     vitals = registry.vitals()
     assert (vitals.requests_in_progress, vitals.connected_peers, vitals.backoff_requests) == (0, 0, 0)
     assert look("rkmetrics_node_connected_peers") is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_zero_in_the_vitals(registry: Registry, value: float) -> None:
+    node = registry.node
+    for gauge in (node.requests_in_progress, node.connected_peers, node.backoff_requests):
+        gauge.set(value)
+    for _ in range(2):
+        node.responses[Outcome.SERVER_ERROR].inc(1.7e308)
+    vitals = registry.vitals()
+    json.dumps(dataclasses.asdict(vitals), allow_nan=False)
+    assert (vitals.requests_in_progress, vitals.connected_peers, vitals.backoff_requests) == (0, 0, 0)
+    assert vitals.failed_responses == 0
+
+
+def test_a_usage_that_is_not_finite_is_zero(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver may say anything."""
+    for usage in (math.nan, math.inf, 1e308):
+        monkeypatch.setattr(gpu, "usage", lambda usage=usage: usage)
+        assert registry.vitals().gpu_usage == 0
 
 
 def test_json_and_metrics_say_the_same(registry: Registry) -> None:
