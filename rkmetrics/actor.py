@@ -393,8 +393,9 @@ class Run(Guard, _Scope):
         self._plans: dict[str, _Plan] = {}
 
     def stop(self, reason: StopReason | str) -> bool:
-        """End it now, for this reason. False when it has not begun, or has ended."""
-        if self._start <= _NEW:
+        """End it now, for this reason. False when it has ended. Raises RuntimeError when it has not begun."""
+        self._must_have_begun()
+        if self._start == _ENDED:
             return False
         self._stopping = self.cells.stopped[reason]
         return self.end()
@@ -480,7 +481,12 @@ class Run(Guard, _Scope):
         # A cancellation that ran into a shutdown does not change what the actor stopped for.
         return self._stopping or stopped[StopReason.FINISHED if error is None else StopReason.CANCELLED]
 
+    def _must_have_begun(self) -> None:
+        if self._start == _NEW:
+            raise RuntimeError(f"{self!r} has not begun: enter it (`with actor.running() as run`), or call begin()")
+
     def _share(self, cell: GaugeCell) -> GaugeShare:
+        self._must_have_begun()
         share = super()._share(cell)
         if self._start == _ENDED:  # after the look, as the end may have come meanwhile
             share.close()

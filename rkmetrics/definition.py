@@ -21,6 +21,8 @@ __all__ = [
     "ACROSS",
     "MAX_COMBOS",
     "OTHER",
+    "RESERVED",
+    "RESERVED_NAMES",
     "LabelDefinition",
     "MetricDefinition",
     "Rename",
@@ -33,6 +35,21 @@ OTHER = "__other__"
 
 # How worker processes combine a gauge: there is no default, since every default is wrong for somebody.
 ACROSS = ("sum", "max", "min", "mean", "latest")
+
+# Names that this package has or will have. A program's own metric of such a name would break with some later version.
+RESERVED = ("rkmetrics_", "rivetkit_actor_", "pegboard_actor_kv_")
+RESERVED_NAMES = frozenset(
+    f"process_{what}"
+    for what in (
+        "cpu_seconds_total",
+        "max_fds",
+        "open_fds",
+        "resident_memory_bytes",
+        "start_time_seconds",
+        "threads",
+        "virtual_memory_bytes",
+    )
+)
 
 # More series than this for one metric of one actor name is not "low cardinality" under any reading: 200 names of it
 # would be 800,000 series, ten times what Prometheus' own guidance allows one target.
@@ -276,6 +293,8 @@ def _series_are_few(d: MetricDefinition) -> Finding:
 def _bounds_increase(d: MetricDefinition) -> Finding:
     if d.type is not MetricType.HISTOGRAM:
         return None
+    if math.inf in d.bounds:
+        return "+Inf is among the bucket bounds", "leave it out; it is added"
     if not d.bounds or not all(math.isfinite(bound) for bound in d.bounds):
         return (
             "a histogram has one finite bucket bound at least (+Inf is added)",
@@ -283,12 +302,16 @@ def _bounds_increase(d: MetricDefinition) -> Finding:
         )
     if any(a >= b for a, b in zip(d.bounds, d.bounds[1:], strict=False)):
         return "bucket bounds increase strictly", "sort them and drop repeats"
+    if d.native and d.bounds[0] < 0:
+        return "native buckets for negative values", "native=True is for values of 0 or more"
     if len(d.bounds) > 100:
         return f"{len(d.bounds)} buckets", "use 100 at most, or native=True"
     return None
 
 
 def _gauges_say_how_workers_combine(d: MetricDefinition) -> Finding:
+    if d.type is MetricType.GAUGE and not d.across:
+        return "a gauge says how worker processes combine", f"pass across=, one of: {', '.join(ACROSS)}"
     if d.type is MetricType.GAUGE and d.across not in ACROSS:
         return f"across={d.across!r} is not a way to combine worker processes", f"use one of: {', '.join(ACROSS)}"
     return None

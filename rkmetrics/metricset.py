@@ -16,11 +16,11 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, cast, overload
 from weakref import ref
 
 from rkmetrics.cells import PEAK_REGION, PEAK_SLOTS, Block, Bounds, CounterCell, GaugeCell, HistogramCell, gather
-from rkmetrics.definition import OTHER, LabelDefinition, MetricDefinition, Rename, check
+from rkmetrics.definition import OTHER, RESERVED, RESERVED_NAMES, LabelDefinition, MetricDefinition, Rename, check
 from rkmetrics.errors import DefinitionError
 from rkmetrics.memory import Exemplars
 from rkmetrics.model import UNSET_BYTES, MetricFamily, MetricType, Shape
@@ -92,6 +92,9 @@ class Registered:
         self.described = described
 
 
+#: How the worker processes of one service combine a gauge.
+Across = Literal["sum", "max", "min", "mean", "latest"]
+
 CellT = TypeVar("CellT")
 SetT = TypeVar("SetT", bound="MetricSet")
 
@@ -118,6 +121,28 @@ class Cells(dict["str | tuple[str, ...]", CellT], Generic[CellT]):
 
     def __missing__(self, key: str | tuple[str, ...]) -> CellT:
         return cast("CellT", self._bound._child(self, self._column, key))
+
+    def __contains__(self, key: object) -> bool:
+        """Whether every value of a key was declared."""
+        values = cast("tuple[object, ...]", key) if isinstance(key, tuple) else (key,)
+        labels = self._column.definition.labels
+        pairs = zip(values, labels, strict=False)
+        return len(values) == len(labels) and all(value in label.values for value, label in pairs)
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        raise TypeError(f"{self._column.definition.name}: cells are not replaced; update the one that is there")
+
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> NoReturn:
+            labels = self._column.definition.labels
+            example = ", ".join(repr(label.values[0] if label.values else label.name) for label in labels)
+            metric = self._column.definition.name
+            raise AttributeError(f"{metric} has labels: choose their values before .{name}, as in [{example}]")
+
+    def __repr__(self) -> str:
+        definition = self._column.definition
+        return f"<{definition.name} by {', '.join(label.name for label in definition.labels)}>"
 
 
 class Metric(Generic[CellT]):
@@ -148,6 +173,13 @@ class Metric(Generic[CellT]):
     def make(self, block: Block, offset: int, peak: int) -> object:
         """The cell of one series. peak: where the gauge's peak lies, or -1."""
         raise NotImplementedError
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            known = self.__dict__.get("definition")
+            declared = f"{type(self).__name__} {known.name}" if known else "this"
+            raise AttributeError(f"{declared} is a declaration: bind its set first, and use .{name} of the cell there")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.definition.name}>"
@@ -216,12 +248,12 @@ class Gauge(Metric[CellT]):
     @overload
     def __init__(
         self: Gauge[GaugeCell],
-        name: str, help: str, /, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
+        name: str, help: str, /, *, across: Across, renamed_from: Iterable[Rename] = (), exception: str = "",
     ) -> None: ...  # fmt: skip
     @overload
     def __init__(
         self: Gauge[Cells[GaugeCell]],
-        name: str, help: str, /, *, across: str, renamed_from: Iterable[Rename] = (), exception: str = "",
+        name: str, help: str, /, *, across: Across, renamed_from: Iterable[Rename] = (), exception: str = "",
         **labels: OneOf | Registered,
     ) -> None: ...  # fmt: skip
     def __init__(
@@ -419,9 +451,24 @@ class MetricSet:
         start_time: float,
     ) -> SetT:
         bound = cls.__new__(cls)
-        bound.actor_name, bound.start_time = actor_name, start_time
-        bound._block, bound._exemplars, bound._overflowed = block, exemplars, overflowed
+        bound.__dict__.update(
+            actor_name=actor_name,
+            start_time=start_time,
+            _block=block,
+            _exemplars=exemplars,
+            _overflowed=overflowed,
+        )
         return bound
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object) -> NoReturn:
+            declared = name in type(self).layout.columns
+            how = "update the cell: .set(), .inc() or .observe()" if declared else "declare it in the class"
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be assigned; {how}")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}{f' actor_name={self.actor_name!r}' if self.per_actor else ''}>"
 
     _block: Block
     _exemplars: Exemplars | None
@@ -464,6 +511,11 @@ def _declare(cls: type[MetricSet], metric: Metric[Any]) -> None:
     if metric.attribute in vars(MetricSet) or metric.attribute in MetricSet.__annotations__:
         raise DefinitionError(
             definition.name, f"the attribute {metric.attribute!r} belongs to MetricSet", "choose another name"
+        )
+    taken = definition.name in RESERVED_NAMES or definition.name.startswith(RESERVED)
+    if taken and cls.__module__.partition(".")[0] != "rkmetrics":
+        raise DefinitionError(
+            definition.name, "the name is, or may become, one of rkmetrics' own", "use your own prefix"
         )
     if cls.per_actor and definition.dynamic:
         raise DefinitionError(

@@ -249,6 +249,8 @@ class Registry:
         it raises or is late, the scrape goes on without it, counted in rkmetrics_collector_errors_total. Raises
         RegistryError for a name in use.
         """
+        if not callable(collect):
+            raise RegistryError(f"collector {name!r}: {collect!r} cannot be called; pass a function without arguments")
         if not 0 < timeout_seconds <= 60:
             raise RegistryError(
                 f"collector {name!r}: timeout_seconds={timeout_seconds!r}: expected more than 0, at most 60"

@@ -192,8 +192,10 @@ class TestRunning:
 
     def test_one_that_never_began_counts_nothing(self, registry: rk.Registry, actor: ActorMetrics) -> None:
         run = actor.running()
-        run.queue_depth.set(3)
-        assert not run.stop("sleep")
+        with pytest.raises(RuntimeError, match="has not begun"):
+            run.queue_depth.set(3)
+        with pytest.raises(RuntimeError, match="has not begun"):
+            run.stop("sleep")
         del run
         gc.collect()
         assert (one(registry, STARTED), numbers(registry, STOPPED)) == (0, {})

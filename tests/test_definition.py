@@ -99,8 +99,8 @@ def test_a_help_text_is_a_sentence(help: str) -> None:
 
 
 @pytest.mark.parametrize("across", ["", "average", "all", "SUM"])
-def test_a_gauge_says_how_workers_combine(across: str) -> None:
-    with pytest.raises(rk.DefinitionError, match="use one of: sum, max, min, mean, latest"):
+def test_a_gauge_says_how_workers_combine(across: Any) -> None:
+    with pytest.raises(rk.DefinitionError, match="one of: sum, max, min, mean, latest"):
         rk.Gauge("chat_members", "Help.", across=across)
 
 
@@ -116,6 +116,19 @@ def test_a_product_of_labels_that_is_too_large_is_refused_with_its_size() -> Non
     many = rk.OneOf(*(f"v{i}" for i in range(70)))
     with pytest.raises(rk.DefinitionError, match=r"5,041 series for each actor name \(limit 4,096\)"):
         rk.Counter("chat_messages_total", "Help.", a=many, b=many)
+
+
+def test_infinity_is_left_out_of_bounds_and_native_buckets_are_not_for_negative_values() -> None:
+    with pytest.raises(rk.DefinitionError, match="leave it out; it is added"):
+        rk.Histogram("chat_reply_duration_seconds", "Help.", buckets=(1.0, float("inf")))
+    with pytest.raises(rk.DefinitionError, match="values of 0 or more"):
+        rk.Histogram("chat_drift_seconds", "Help.", buckets=(-1.0, 1.0), native=True)
+
+
+@pytest.mark.parametrize("name", ["rkmetrics_mine_total", "rivetkit_actor_mine_total", "process_cpu_seconds_total"])
+def test_names_of_this_package_are_its_own(name: str) -> None:
+    with pytest.raises(rk.DefinitionError, match="use your own prefix"):
+        type("Mine", (rk.MetricSet,), {"x": rk.Counter(name, "Help.")})
 
 
 def test_an_exception_lifts_rules_of_style_and_no_other() -> None:

@@ -234,3 +234,31 @@ def test_a_name_twice_in_one_set_is_refused_at_import(name: str) -> None:
     made = rk.Counter if name.endswith("_total") else lambda *given: rk.Gauge(*given, across="sum")
     with pytest.raises(rk.DefinitionError, match=r"has the name 'ttwice_x.*' already, in 'a'"):
         type("Twice", (rk.MetricSet,), {"a": rk.Counter("ttwice_x_total", "x"), "b": made(name, "x")})
+
+
+def test_cells_cannot_be_replaced_by_mistake() -> None:
+    lobby = registry().bind(Chat, actor_name="lobby")
+    with pytest.raises(AttributeError, match=r"Chat\.members cannot be assigned; update the cell"):
+        lobby.members = 7  # type: ignore[assignment]
+    with pytest.raises(AttributeError, match="declare it in the class"):
+        lobby.typo = 7  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="cells are not replaced"):
+        lobby.messages["text"] = lobby.messages["image"]
+
+
+def test_what_was_forgotten_is_in_the_error() -> None:
+    lobby = registry().bind(Chat, actor_name="lobby")
+    with pytest.raises(AttributeError, match=r"choose their values before \.inc, as in \['text', 'ok'\]"):
+        lobby.calls.inc()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="bind its set first"):
+        Chat.members.set(7)  # type: ignore[attr-defined]
+
+
+def test_cells_contain_the_declared_values_whether_used_or_not() -> None:
+    lobby = registry().bind(Chat, actor_name="lobby")
+    assert "text" in lobby.messages
+    assert "video" not in lobby.messages
+    assert ("text", "error") in lobby.calls
+    assert "text" not in lobby.calls
+    assert repr(lobby) == "<Chat actor_name='lobby'>"
+    assert repr(lobby.calls) == "<tchat_calls_total by kind, outcome>"
