@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     try:
         return int(arguments.run(arguments, Settings.from_env(environ), environ))
     except (ServeError, SettingsError) as error:
-        print(f"rkmetrics: {error}", file=sys.stderr)
+        for sentence in (error, *getattr(error, "__notes__", ())):
+            print(f"rkmetrics: {sentence}", file=sys.stderr)
         return WRONG_USE
     except RkMetricsError as error:
         print(f"rkmetrics: {error}", file=sys.stderr)

@@ -1,10 +1,10 @@
 """Settings: one row for each, and the frozen value that the rest of the package is handed.
 
-`Settings.from_env(mapping)` is pure; only `runtime.py` and `cli.py` (and a Registry made without settings) pass it the
-environment. Names and help stand in SETTINGS, defaults and types in the dataclass: the manual's page, the errors and
-`rkmetrics settings show` are made from the two. An empty or blank value counts as unset, since compose files and charts
-pass variables on that way. Written by hand because the libraries for it cost 50 to 120 ms at import, and their errors
-name either the variable or the value, not both.
+A value is checked wherever it comes from, a variable or a call. `Settings.from_env(mapping)` is pure; only `runtime.py`
+and `cli.py` (and a Registry made without settings) pass it the environment. Names and help stand in SETTINGS, defaults
+and types in the dataclass: the manual's page, the errors and `rkmetrics settings show` are made from the two. An empty
+or blank value counts as unset, since compose files and charts pass variables on that way. Written by hand because the
+libraries for it cost 50 to 120 ms at import, and their errors name either the variable or the value, not both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from rkmetrics.errors import SettingsError
 
@@ -43,12 +43,13 @@ DAY_SECONDS = 86_400
 
 
 class Secret:
-    """Bytes that no repr, str, format or log shows; only `reveal()` hands them out."""
+    """Bytes that no repr, str, format or log shows; only `reveal()` hands them out. Text becomes its UTF-8 bytes."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: bytes) -> None:
-        self._value = value
+    def __init__(self, value: bytes | str) -> None:
+        # memoryview: bytes(5) is no error, but five zero bytes.
+        self._value = value.encode() if isinstance(value, str) else bytes(memoryview(value))
 
     def reveal(self) -> bytes:
         """Return the secret itself; the caller keeps it out of logs and answers."""
@@ -72,15 +73,40 @@ class Secret:
 
 
 class Parser(NamedTuple):
-    """How the text of one variable becomes a value, and how to say what is expected."""
+    """How the text of one variable becomes a value, which values there are, and how to say what is expected.
+
+    holds: whether a value made in code is one of them. in_code: what to write there, where that is not what is said of
+    the text.
+    """
 
     expected: str
     parse: Callable[[str], Any]
+    holds: Callable[[object], bool]
+    in_code: str = ""
 
 
 def _require(condition: bool) -> None:
     if not condition:
         raise ValueError
+
+
+def _is(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_text(parse: Callable[[str], str]) -> Callable[[object], bool]:
+    """Make the check for values that are text themselves: what the variable may say, the field may hold."""
+
+    def holds(value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            parse(value)
+        except ValueError:
+            return False
+        return True
+
+    return holds
 
 
 def _flag(text: str) -> bool:
@@ -116,7 +142,10 @@ def one_of(*values: str) -> Parser:
         _require(text.lower() in values)
         return text.lower()
 
-    return Parser(f"one of: {', '.join(values)}", parse)
+    def holds(value: object) -> bool:
+        return value in values
+
+    return Parser(f"one of: {', '.join(values)}", parse, holds)
 
 
 def whole(low: int, high: int) -> Parser:
@@ -126,7 +155,10 @@ def whole(low: int, high: int) -> Parser:
         _require(text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high)
         return int(text)
 
-    return Parser(f"a whole number from {low} to {high}", parse)
+    def holds(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Parser(f"a whole number from {low} to {high}", parse, holds)
 
 
 def seconds(low: float, high: float) -> Parser:
@@ -140,7 +172,11 @@ def seconds(low: float, high: float) -> Parser:
         _require(low <= value <= high)
         return value
 
-    return Parser(f"seconds from {low:g} to {high:g} (or with a unit: 500ms, 30s, 2m)", parse)
+    def holds(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+    span = f"seconds from {low:g} to {high:g}"
+    return Parser(f"{span} (or with a unit: 500ms, 30s, 2m)", parse, holds, f"a number of {span}")
 
 
 def url(*schemes: str) -> Parser:
@@ -151,7 +187,7 @@ def url(*schemes: str) -> Parser:
         _require(bool(separator) and scheme.lower() in schemes and not rest.startswith(("/", ":")) and rest != "")
         return text.rstrip("/")
 
-    return Parser(f"a URL such as {schemes[0]}://host:port", parse)
+    return Parser(f"a URL such as {schemes[0]}://host:port", parse, _is_text(parse))
 
 
 def many(parser: Parser) -> Parser:
@@ -160,15 +196,24 @@ def many(parser: Parser) -> Parser:
     def parse(text: str) -> tuple[Any, ...]:
         return tuple(parser.parse(part.strip()) for part in text.split(",") if part.strip())
 
-    return Parser(f"{parser.expected}, several separated by commas", parse)
+    def holds(value: object) -> bool:
+        return isinstance(value, tuple) and all(map(parser.holds, cast("tuple[object, ...]", value)))
+
+    expected = f"{parser.expected}, several separated by commas"
+    return Parser(expected, parse, holds, f"a tuple, each of it {parser.expected}")
 
 
-FLAG = Parser("1, true, yes or on; 0, false, no or off", _flag)
-TEXT = Parser("text without control characters", _text)
-HOST = Parser("a host name or an IP address", _word)
-NAME = Parser("a name without spaces", _word)
-SECRET = Parser("one line without control characters", _secret)
-URL_PATH = Parser("a path that begins with /", _url_path)
+FLAG = Parser("1, true, yes or on; 0, false, no or off", _flag, _is(bool), in_code="True or False")
+TEXT = Parser("text without control characters", _text, _is_text(_text))
+HOST = Parser("a host name or an IP address", _word, _is_text(_word))
+NAME = Parser("a name without spaces", _word, _is_text(_word))
+SECRET = Parser(
+    "one line without control characters",
+    _secret,
+    _is(Secret),
+    in_code="Secret(...) around it, which keeps it out of every repr",
+)
+URL_PATH = Parser("a path that begins with /", _url_path, _is_text(_url_path))
 PORT = whole(0, 65_535)
 COUNT = whole(1, 1_000_000)
 TIMEOUT = seconds(0.001, 3_600)
@@ -226,12 +271,26 @@ class Settings:
     health_check_timeout_seconds: float = 2.0
     health_check_path: str = "/metrics"
 
+    def __post_init__(self) -> None:
+        """Raise SettingsError unless each value is one that its variable could have given."""
+        _raise_first(setting.refusal(self) for setting in SETTINGS)
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the variables of a mapping. Raises SettingsError on a bad value or an unknown RKMETRICS_* name."""
-        _refuse_unknown(environ)
-        found = ((setting, setting.find(environ)) for setting in SETTINGS)
-        return cls(**{setting.field: setting.read(*pair) for setting, pair in found if pair is not None})
+        """Read the variables of a mapping. Raises SettingsError on a bad value or an unknown RKMETRICS_* name.
+
+        The error is of the first; its notes (`__notes__`) are the sentences of the others.
+        """
+        values: dict[str, Any] = {}
+        refused: list[SettingsError] = [*_unknown(environ)]
+        for setting in SETTINGS:
+            if found := setting.find(environ):
+                try:
+                    values[setting.field] = setting.read(*found)
+                except SettingsError as error:
+                    refused.append(error)
+        _raise_first(refused)
+        return cls(**values)
 
     @property
     def nats_url(self) -> str:
@@ -277,6 +336,16 @@ class Setting(NamedTuple):
             # From None: the ValueError of a parser could carry a part of a secret.
             raise SettingsError(name, mask(text), self.parser.expected, secret=self.secret) from None
 
+    def refusal(self, settings: Settings) -> SettingsError | None:
+        """Return the error of a value that this setting cannot have."""
+        value = getattr(settings, self.field)
+        if self.parser.holds(value) or (value is None and self.default is None):
+            return None
+        shown = [mask(str(part)) for part in value] if isinstance(value, list | tuple) else value  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        shown = mask(value) if isinstance(value, str) else shown
+        expected = self.parser.in_code or self.parser.expected
+        return SettingsError(self.field, shown, expected, "Settings(...)", secret=self.secret)
+
     def show(self, settings: Settings) -> str:
         """Return the value as a person may see it: secrets and the credentials of URLs masked."""
         value = getattr(settings, self.field)
@@ -294,16 +363,35 @@ def mask(text: str) -> str:
     return CREDENTIALS.sub("<secret>@", text)
 
 
-def _refuse_unknown(environ: Iterable[str]) -> None:
+class _UnknownSettingError(SettingsError):
+    """A name that begins as ours do, and is none of ours."""
+
+    def __init__(self, name: str, mend: str) -> None:
+        super().__init__(name, None, mend, secret=True)
+
+    def __str__(self) -> str:  # the value may be a secret under a misspelt name, so there is not even a place for it
+        return f"{self.name}: unknown setting; {self.expected} ({self.where})"
+
+
+def _unknown(environ: Iterable[str]) -> Iterable[SettingsError]:
     known = {name for setting in SETTINGS for name in (setting.variable, *setting.aliases)}
     for name in environ:
         if name.startswith(PREFIX) and name not in known:
             from difflib import get_close_matches
 
             near = get_close_matches(name, sorted(known), n=1)
-            mend = f"did you mean {near[0]}?" if near else "`rkmetrics settings show` lists the names"
-            # The value may be a secret under a misspelt name, so it is not shown.
-            raise SettingsError(name, None, f"the name of a setting; {mend}", secret=True)
+            yield _UnknownSettingError(
+                name, f"did you mean {near[0]}?" if near else "`rkmetrics settings show` lists the names"
+            )
+
+
+def _raise_first(refused: Iterable[SettingsError | None]) -> None:
+    """Raise the first of the errors, with the others as its notes: who mends one wants to know of all."""
+    errors = [error for error in refused if error is not None]
+    for error in errors[1:]:
+        errors[0].add_note(str(error))
+    if errors:
+        raise errors[0]
 
 
 # Group to what the manual says above its table.

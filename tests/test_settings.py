@@ -135,6 +135,61 @@ def test_an_unknown_name_stops_with_a_suggestion_and_without_its_value() -> None
         Settings.from_env({"RKMETRICS_ZZZZZZZZZZZ": "1"})
 
 
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_env({"RKMETRICS_PROT": "1", "RKMETRICS_PORT": "x", "METRICS_TOKEN": "hun\nter2"})
+    assert str(caught.value) == "RKMETRICS_PROT: unknown setting; did you mean RKMETRICS_PORT? (environment)"
+    assert [note.partition("=")[0] for note in caught.value.__notes__] == ["METRICS_TOKEN", "RKMETRICS_PORT"]
+    assert "ter2" not in "".join(caught.value.__notes__)
+
+
+# field, value, a part of what is expected
+BAD_IN_CODE: list[tuple[str, Any, str]] = [
+    ("metrics_token", "hunter2", "Secret(...)"),
+    ("metrics_token", b"hunter2", "Secret(...)"),
+    ("inspect_token", "hunter2", "Secret(...)"),
+    ("metrics_enabled", "1", "True or False"),
+    ("metrics_enabled", 1, "True or False"),
+    ("metrics_enabled", None, "True or False"),
+    ("metrics_access", "OPEN", "one of: token, open"),
+    ("metrics_token_file", 3, "text"),
+    ("host", "a b", "host name"),
+    ("host", None, "host name"),
+    ("port", "9090", "0 to 65535"),
+    ("port", True, "0 to 65535"),
+    ("port", 65_536, "0 to 65535"),
+    ("max_actor_names", 0, "1 to 1000000"),
+    ("max_actor_names", 1.5, "1 to 1000000"),
+    ("metrics_port", 0, "1 to 65535"),
+    ("wire", 0.8, "0.7, 0.8, 0.9"),
+    ("nats_server", "ftp://bob:hunter2@h", "nats://host:port"),
+    ("etcd_endpoints", "http://bob:hunter2@h:1", "a tuple"),
+    ("etcd_endpoints", ["http://bob:hunter2@h:1"], "a tuple"),
+    ("etcd_endpoints", ("ftp://bob:hunter2@h:1",), "a tuple"),
+    ("tcp_request_timeout_seconds", "1s", "a number of seconds"),
+    ("tcp_request_timeout_seconds", float("nan"), "a number of seconds"),
+    ("http_rpc_root_path", "v1", "begins with /"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "expected"), BAD_IN_CODE)
+def test_a_bad_value_in_code_names_the_field_and_what_is_expected(field: str, value: Any, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings(**{field: value})
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{field}=")
+    assert sentence.endswith(" (Settings(...))")
+    assert expected in sentence
+    assert "hunter2" not in sentence
+    with pytest.raises(SettingsError):
+        dataclasses.replace(Settings(), **{field: value})
+
+
+@pytest.mark.parametrize(("variable", "text", "field", "value"), GOOD)
+def test_what_a_variable_gives_can_be_given_in_code(variable: str, text: str, field: str, value: Any) -> None:
+    assert getattr(Settings(**{field: value}), field) == value
+
+
 def test_names_of_others_are_left_alone() -> None:
     assert Settings.from_env({"DYN_SYSTEM_PORT": "x", "METRICS_COLOUR": "red", "PATH": "/bin"}) == Settings()
 
@@ -184,6 +239,12 @@ def test_a_secret_compares_by_value_and_shows_nothing() -> None:
     assert secret != b"hunter2"
     assert [repr(secret), str(secret), f"{secret}", "%s" % secret] == ["<secret>"] * 4  # noqa: UP031
     assert secret.reveal() == b"hunter2"
+
+
+def test_a_secret_takes_text_as_its_utf_8_bytes_and_nothing_but_text_and_bytes() -> None:
+    assert Secret("m\u00fctze") == Secret("m\u00fctze".encode())
+    with pytest.raises(TypeError):
+        Secret(5)  # type: ignore[arg-type]
 
 
 def test_settings_do_not_change_and_can_be_replaced() -> None:
