@@ -415,6 +415,18 @@ def test_a_scrape_that_hangs_does_not_hold_up_health(server: Server, registry: r
         assert read_reply(client).status == 200
 
 
+def test_an_exit_inside_of_an_answer_ends_no_worker(server: Server, registry: rk.Registry) -> None:
+    leaving = [True] * 20
+
+    def leave() -> None:
+        if leaving:
+            leaving.pop()
+            raise SystemExit(3)
+
+    registry.add_refresher(leave)
+    assert [exchange(server, METRICS).status for _ in range(21)] == [500] * 20 + [200]
+
+
 def test_more_scrapes_than_may_wait_are_told_to_come_again(registry: rk.Registry) -> None:
     hanging, release = threading.Event(), threading.Event()
 
@@ -530,6 +542,27 @@ rk.serve(registry, port=port).close()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout.startswith("cannot serve: can't start new thread"), done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_without_a_worker_a_scrape_is_told_to_come_again_and_health_is_answered() -> None:
+    code = """
+import http.client, threading
+import rkmetrics as rk
+server = rk.serve(rk.Registry(rk.Settings(metrics_enabled=True, metrics_access="open")), port=0)
+def show():
+    for path in ("/health", "/metrics", "/vitals", "/telemetry"):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("GET", path)
+        print(connection.getresponse().status, end=" ")
+        connection.close()
+threading.stack_size(1 << 50)  # more than any address space has
+show()
+threading.stack_size(0)
+show()
+server.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.split() == ["200", "503", "503", "503", "200", "200", "200", "200"], done.stderr
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from rkmetrics.asgi.base import Response
-from rkmetrics.asgi.routes import Answer, Surface
+from rkmetrics.asgi.routes import FAILED, Answer, Surface
 
 __all__ = ["Workers"]
+
+log = logging.getLogger(__name__)
 
 C = TypeVar("C")
 
@@ -56,5 +59,12 @@ class Workers(Generic[C]):
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             client, answer = job
-            self._done.append((client, self._surface.respond(answer)))
+            self._done.append((client, self._respond(answer)))
             self._ring()
+
+    def _respond(self, answer: Answer) -> Response:
+        try:
+            return self._surface.respond(answer)
+        except BaseException:  # a SystemExit that ended the worker would leave its client waiting for ever
+            log.exception("answering %s failed", answer.route)
+            return self._surface.count(answer.route, FAILED)
