@@ -31,7 +31,7 @@ _COLUMNAR = (MetricType.COUNTER, MetricType.GAUGE, MetricType.HISTOGRAM)
 def together(families: Iterable[Family], encode_one: Callable[[Family], bytes], end: bytes = b"") -> bytes:
     """All families as one page. A family that cannot be encoded is left out. end: what closes the page."""
     parts: list[bytes] = []
-    for family, _ in _shown(families):
+    for family in shown(families):
         try:
             parts.append(encode_one(family))
         except Exception:  # whatever it is, it costs this family only
@@ -40,36 +40,38 @@ def together(families: Iterable[Family], encode_one: Callable[[Family], bytes], 
     return b"".join(parts)
 
 
-def shown(families: Iterable[Family]) -> Iterator[Family]:
-    """The families that a page has, foreign ones made fit, one after another as they come."""
-    return (family for family, _ in _shown(families))
-
-
 def taken(families: Iterable[Family]) -> set[str]:
     """The names that no further family on a page with these may have."""
-    return {name for _, names in _shown(families) for name in names}
+    names: set[str] = set()
+    for _ in shown(families, names):
+        pass
+    return names
 
 
-def _shown(families: Iterable[Family]) -> Iterator[tuple[Family, frozenset[str]]]:
-    """Families of the page, and the names that each takes."""
-    before: set[str] = set()
+def shown(families: Iterable[Family], taken: set[str] | None = None) -> Iterator[Family]:
+    """The families that a page has, foreign ones made fit, one after another as they come.
+
+    taken: names that these may not have; theirs come to it.
+    """
+    taken = set() if taken is None else taken
     sound: object = None  # the families of a set share their actor names: they are checked once
     for family in families:
         try:
             if isinstance(family, MetricFamily):
-                fitted: list[tuple[Family, frozenset[str]]] = [(family, _check(family))]
+                names = _check(family)
                 if family.actor_names is not sound:
                     _check_actor_names(family.actor_names)
                     sound = family.actor_names
+                fitted: tuple[tuple[Family, frozenset[str]], ...] = ((family, names),)
             else:
-                fitted = [(one, _names(one.name, one.type)) for one in fit(family)]
+                fitted = tuple([(one, _names(one.name, one.type)) for one in fit(family)])
         except Exception:
             _say_broken(family)
             continue
         for one, names in fitted:
-            if before.isdisjoint(names):
-                before |= names
-                yield one, names
+            if taken.isdisjoint(names):
+                taken |= names
+                yield one
             else:
                 say_once(one.name, "a family before it has a name of its")
 
@@ -122,6 +124,8 @@ def _constants(shape: Shape) -> _Constants:
     edges = (-math.inf, *shape.bounds, math.inf)
     if not all(low < high for low, high in pairwise(edges)):
         raise ValueError(f"{shape.name}: bounds {shape.bounds!r}: expected finite ones that rise")
+    if kind is MetricType.COUNTER and shape.name == "_total":
+        raise ValueError("_total: in OpenMetrics, a counter without a name")
     pieces(shape)  # raises for names and values that cannot be written
     (shape.help + shape.unit).encode()
     counter = kind is MetricType.COUNTER and shape.name.endswith("_total")

@@ -110,7 +110,7 @@ def _timestamp(tag: bytes, seconds: float) -> bytes:
     if not (is_time(seconds) and seconds > 0):
         return b""
     whole, nanos = divmod(round(seconds * 1000) * 1_000_000, 1_000_000_000)
-    return _message(tag, b"\x08" + _varint(whole) + (b"\x10" + _varint(nanos) if nanos else b""))
+    return _message(tag, (b"\x08" + _varint(whole) if whole else b"") + (b"\x10" + _varint(nanos) if nanos else b""))
 
 
 def _exemplar(tag: bytes, exemplar: Exemplar | None) -> bytes:

@@ -141,6 +141,17 @@ def test_families_of_a_users_collector_are_passed_on(registry: rk.Registry) -> N
     assert own(read_text(generate_latest(page)), "users") == {("users_own", (("a", "1"),)): "2.5"}
 
 
+def test_families_that_cannot_be_on_a_page_are_not_passed_on(registry: rk.Registry) -> None:
+    labelled = model.Shape("users_twice", model.MetricType.GAUGE, "", "", ("a", "a"), (("1", "2"),), per_actor=False)
+    bad = model.MetricFamily(labelled, ("",), [1.0], (0.0,))
+    clashing = model.ForeignFamily("fleet_jobs", model.MetricType.GAUGE, "", "", (model.Sample("fleet_jobs", (), 1),))
+    registry.add_collector(lambda: [bad, clashing], name="users")
+    page = CollectorRegistry()
+    page.register(Collector(registry))
+    assert len(own(read_openmetrics(generate_openmetrics(page)))) == 8
+    assert b"users_twice" not in generate_latest(page)
+
+
 # ---- theirs on our page
 
 
@@ -181,6 +192,25 @@ def test_a_name_that_our_sets_have_is_refused(registry: rk.Registry, register: o
     with pytest.raises(RegistryError, match=f"prometheus_client: {names}: the registry has metrics of that name"):
         attach(registry, page)
     assert b"Taken" not in text(registry.collect())
+
+
+def test_a_name_that_another_collector_gives_is_refused(registry: rk.Registry, theirs: CollectorRegistry) -> None:
+    attach(registry, theirs, name="first")
+    page = CollectorRegistry()
+    TheirGauge("other_jobs_created", "Taken.", registry=page)
+    with pytest.raises(RegistryError, match="second: other_jobs_created: the registry has metrics of that name"):
+        attach(registry, page, name="second")
+    assert b"Taken" not in text(registry.collect())
+
+
+def test_of_two_attached_registries_with_one_name_the_first_is_shown(registry: rk.Registry) -> None:
+    first, second = CollectorRegistry(), CollectorRegistry()
+    attach(registry, first, name="first")
+    attach(registry, second, name="second")
+    TheirGauge("other_depth", "Depth.", registry=second).set(2)
+    TheirGauge("other_depth", "Depth.", registry=first).set(1)
+    for read, encode in ((read_text, text), (read_openmetrics, openmetrics), (read_protobuf, protobuf)):
+        assert own(read(encode(registry.collect())), "other_") == {("other_depth", ()): "1.0"}
 
 
 def test_a_name_that_comes_to_clash_later_costs_the_foreign_family(

@@ -120,7 +120,8 @@ def _of_parsed(families: Iterable[Any]) -> Page:
             key = page.add(one.name, one.labels, one.value)
             if one.exemplar:
                 shown = tuple(sorted(one.exemplar.labels.items()))
-                page.exemplars[key] = (shown, one.exemplar.value, float(one.exemplar.timestamp))
+                at = math.nan if one.exemplar.timestamp is None else float(one.exemplar.timestamp)
+                page.exemplars[key] = (shown, one.exemplar.value, at)
     return page
 
 
