@@ -70,6 +70,8 @@ _METRICS_HEAD = (
     "`rkmetrics budget` adds them up.",
     "",
     "**Workers** says how a gauge combines over the worker processes of one service; counters and histograms add up.",
+    "For now each process is a target of its own, on its own port, and queries do the combining:",
+    "[routes.md](routes.md#several-processes).",
     "",
 )
 
