@@ -9,10 +9,12 @@ The server is the first to come and the last to go, so that /health tells each o
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,14 +22,26 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from rkmetrics.errors import MissingExtraError, ServeError
+from rkmetrics.errors import MissingExtraError, ServeError, SettingsError
 from rkmetrics.registry import Registry
-from rkmetrics.settings import Settings
+from rkmetrics.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from rkmetrics.server import Server
 
-__all__ = ["EXTRAS", "Node", "Plan", "dialable", "extras", "load_registry", "running", "stop_signal"]
+__all__ = [
+    "EXTRAS",
+    "Node",
+    "Plan",
+    "dialable",
+    "extras",
+    "load_registry",
+    "running",
+    "stop_signal",
+    "why_no_token",
+]
+
+log = logging.getLogger(__name__)
 
 # The extras of pyproject.toml: what each needs to be there.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -37,7 +51,9 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 # Either of them asks for the push (OpenTelemetry Protocol Exporter specification, "Configuration Options").
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+LOOPBACK: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
 DRAIN_SECONDS = 0.5
+WITHOUT_EFFECT = frozenset({"shared_dir", "inspect_token"})  # settings of what is not part of this version
 HOW_TO_OPEN = "set METRICS_TOKEN or METRICS_TOKEN_FILE, or METRICS_ACCESS=open to serve metrics to anybody"
 
 
@@ -71,11 +87,17 @@ class Node:
         """Where the node is, as somebody on this machine reaches it."""
         return f"http://{dialable(self.server.host, self.server.port)}"
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is bound to all addresses of this machine, of which `url` is one."""
+        return self.server.host in LOOPBACK
+
 
 @contextmanager
 def running(plan: Plan) -> Generator[Node]:
     """Run a node inside the block. Raises ServeError when it must not, or cannot, start."""
     registry = _registry(plan)
+    _warn_of_settings_without_effect(registry.settings)
     health, notes = registry.health, list[str]()
     with ExitStack() as stack:
         health.begin_start()
@@ -99,12 +121,15 @@ def _drain(registry: Registry) -> None:
 def _registry(plan: Plan) -> Registry:
     """The registry, with a gate that can open, or is meant to be closed."""
     registry = load_registry(plan.app) if plan.app else Registry(plan.settings)
-    if registry.settings.metrics_enabled and not plan.open:
-        from rkmetrics.asgi.auth import Gate
-
-        if not Gate.from_settings(registry.settings).usable:
-            raise ServeError(f"METRICS_ENABLED is set, and no token can be used: {HOW_TO_OPEN}")
+    if registry.settings.metrics_enabled and not plan.open and (reason := why_no_token(registry.settings)):
+        raise ServeError(f"METRICS_ENABLED is set, and no token can be used ({reason}): {HOW_TO_OPEN}")
     return registry
+
+
+def _warn_of_settings_without_effect(settings: Settings) -> None:
+    names = [row.variable for row in SETTINGS if row.field in WITHOUT_EFFECT and getattr(settings, row.field)]
+    if names:
+        log.warning("no effect in this version: %s", ", ".join(names))
 
 
 def _serve(plan: Plan, registry: Registry, notes: list[str]) -> Server:
@@ -113,11 +138,12 @@ def _serve(plan: Plan, registry: Registry, notes: list[str]) -> Server:
     host, port = plan.settings.host, plan.settings.port
     try:
         return serve(registry, port, host, open_loopback=plan.open)
-    except ServeError as error:
+    except ServeError:
         if not plan.any_port:
             raise
-        notes.append(f"{error}; a free port was taken")
-        return serve(registry, 0, host, open_loopback=plan.open)
+        server = serve(registry, 0, host, open_loopback=plan.open)
+        notes.append(f"Port {port} is in use, so this node took port {server.port}; --port chooses another.")
+        return server
 
 
 def _start_push(plan: Plan, registry: Registry, stack: ExitStack, notes: list[str]) -> None:
@@ -153,16 +179,43 @@ def load_registry(app: str) -> Registry:
         found: Any = import_module(name)
         for part in path.split("."):
             found = getattr(found, part)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # a module that the application itself misses
-        raise ServeError(f"--app {app!r}: no module named {error.name!r} in {os.getcwd()!r} or on the path") from None
-    except AttributeError as error:
-        raise ServeError(f"--app {app!r}: {error}") from None
-    made = found() if callable(found) and not isinstance(found, Registry) else found
+        made = found() if callable(found) and not isinstance(found, Registry) else found
+    except (ServeError, SettingsError):
+        raise
+    except Exception as error:
+        raise ServeError(f"--app {app!r}: {_why_not_loaded(name, error)}") from error
     if not isinstance(made, Registry):
         raise ServeError(f"--app {app!r}: expected a rkmetrics.Registry, or a function that makes one; found {made!r}")
     return made
+
+
+def _why_not_loaded(name: str, error: Exception) -> str:
+    """Say what is wrong with an application, and in which line, when it is in one of a file."""
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+        return f"no module named {error.name!r} in {os.getcwd()!r} or on the path"
+    ours = (__file__, import_module.__code__.co_filename)
+    lines = [line for line in traceback.extract_tb(error.__traceback__) if not line.filename.startswith(("<", *ours))]
+    where = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def why_no_token(settings: Settings) -> str:
+    """Return why the gate would refuse everybody if metrics were enabled, as it says itself; "" when it would not."""
+    from rkmetrics.asgi import auth
+
+    told: list[str] = []
+
+    def hear(record: logging.LogRecord) -> bool:
+        """Keep what the gate says out of the log: the caller says it, once."""
+        told.extend(str(part) for part in record.args or ())
+        return False
+
+    auth.log.addFilter(hear)
+    try:
+        usable = auth.Gate.from_settings(dataclasses.replace(settings, metrics_enabled=True)).usable
+    finally:
+        auth.log.removeFilter(hear)
+    return "" if usable else "; ".join(told) or "no token is set"
 
 
 def extras() -> Mapping[str, bool]:
@@ -179,8 +232,7 @@ def _is_installed(module: str) -> bool:
 
 def dialable(host: str, port: int) -> str:
     """Return host:port as a client writes it; an address that stands for all of them becomes loopback."""
-    loopback = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
-    host = loopback.get(host, host)
+    host = LOOPBACK.get(host, host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import rkmetrics as rk
-from rkmetrics.runtime import Plan, dialable, extras, load_registry, running, stop_signal
+from rkmetrics.runtime import Plan, dialable, extras, load_registry, running, stop_signal, why_no_token
 from rkmetrics.settings import Secret, Settings
 
 LOCAL = Settings(port=0)
@@ -59,14 +61,43 @@ def test_open_leaves_the_settings_alone() -> None:
         assert not node.registry.settings.metrics_enabled
 
 
-def test_a_gate_that_can_never_open_does_not_start(caplog: pytest.LogCaptureFixture) -> None:
-    for settings in (
-        Settings(port=0, metrics_enabled=True),
-        Settings(port=0, metrics_enabled=True, metrics_token_previous=Secret(b"old")),
-        Settings(port=0, metrics_enabled=True, metrics_token_file="/nowhere/token"),
-    ):
-        with pytest.raises(rk.ServeError, match="METRICS_TOKEN"), running(Plan(settings)):
-            pytest.fail("it runs")
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (Settings(), "no token is set"),
+        (Settings(metrics_token_previous=Secret(b"old")), "no token is set"),
+        (Settings(metrics_token=Secret("a b")), "METRICS_TOKEN: a token is visible ASCII"),
+        (Settings(metrics_token_file="/nowhere/token"), "METRICS_TOKEN_FILE: No such file"),
+    ],
+)
+def test_a_gate_that_can_never_open_does_not_start_and_says_why_once(
+    settings: Settings, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert reason in why_no_token(settings)
+    enabled = dataclasses.replace(settings, port=0, metrics_enabled=True)
+    with pytest.raises(rk.ServeError, match=re.escape(reason)), running(Plan(enabled)):
+        pytest.fail("it runs")
+    assert caplog.messages == []
+
+
+def test_a_gate_that_can_open_has_no_reason_not_to() -> None:
+    assert why_no_token(Settings(metrics_token=Secret("right"))) == ""
+    assert why_no_token(Settings(metrics_access="open")) == ""
+
+
+def test_settings_without_effect_are_named_once_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with running(Plan(Settings(port=0, shared_dir="/run/cells", inspect_token=Secret("hunter2")))):
+        pass
+    found = [record.getMessage() for record in caplog.records if record.name == "rkmetrics.runtime"]
+    assert found == ["no effect in this version: RKMETRICS_INSPECT_TOKEN, RKMETRICS_SHARED_DIR"]
+
+
+def test_a_node_on_all_addresses_says_so() -> None:
+    with running(Plan(LOCAL)) as node:
+        assert not node.everywhere
+    with running(Plan(Settings(port=0, host="0.0.0.0"))) as node:
+        assert node.everywhere
+        assert node.url == f"http://127.0.0.1:{node.server.port}"
 
 
 def test_a_port_in_use_is_left_to_its_owner() -> None:
@@ -76,15 +107,36 @@ def test_a_port_in_use_is_left_to_its_owner() -> None:
             pytest.fail("it runs")
         with running(Plan(taken, any_port=True)) as other:
             assert other.server.port != taken.port
-            assert str(taken.port) in other.notes[0]
+            assert other.notes[0].startswith(f"Port {taken.port} is in use, so this node took port {other.server.port}")
 
 
-def test_a_missing_module_of_the_application_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_app.py").write_text("import a_module_that_is_missing\n")
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("import a_module_that_is_missing", "No module named 'a_module_that_is_missing' ({file}, line 1)"),
+        ("1 / 0", "ZeroDivisionError: division by zero ({file}, line 1)"),
+        ("def registry():\n    raise OSError('no disk')", "OSError: no disk ({file}, line 2)"),
+        ("def registry(name): ...", "missing 1 required positional argument: 'name'"),
+        ("None.nothing", "'NoneType' object has no attribute 'nothing' ({file}, line 1)"),
+        ("other = 1", "has no attribute 'registry'"),
+        ("registry = 7", "expected a rkmetrics.Registry, or a function that makes one; found 7"),
+        ("def registry(: ...", "SyntaxError: invalid syntax (broken_app.py, line 1)"),
+    ],
+)
+def test_an_application_that_cannot_be_loaded_is_one_sentence_with_the_line(
+    source: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "broken_app.py"
+    file.write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "broken_app", raising=False)
+    with pytest.raises(rk.ServeError, match=re.escape(sentence.format(file=file))) as caught:
         load_registry("broken_app:registry")
+    assert str(caught.value).startswith("--app 'broken_app:registry': ")
+    assert "\n" not in str(caught.value)
+    assert "importlib" not in str(caught.value)
 
 
 def test_extras_tells_each_extra_of_the_project() -> None:
