@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,23 +48,42 @@ Arguments = argparse.Namespace
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run one command; return its exit code."""
     environ = os.environ if environ is None else environ
+    try:
+        try:
+            return _run(argv, environ)
+        finally:  # here, where a failure can still be told; argparse ends with SystemExit
+            print(end="", flush=True)
+    except (ServeError, SettingsError) as error:
+        return _trouble(WRONG_USE, error, *getattr(error, "__notes__", ()))
+    except RkMetricsError as error:
+        return _trouble(FINDINGS, error)
+    except BrokenPipeError:  # `rkmetrics catalogue | head`: nobody reads on
+        _drop_output()
+        return FINE
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        return _trouble(WRONG_USE, f"{where}{error.strerror or error}; the output is not complete")
+
+
+def _run(argv: Sequence[str] | None, environ: Mapping[str, str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.run is None:
-        parser.print_help()
+        parser.print_help(sys.stderr)
         return WRONG_USE
-    try:
-        return int(arguments.run(arguments, Settings.from_env(environ), environ))
-    except (ServeError, SettingsError) as error:
-        for sentence in (error, *getattr(error, "__notes__", ())):
-            print(f"rkmetrics: {sentence}", file=sys.stderr)
-        return WRONG_USE
-    except RkMetricsError as error:
-        print(f"rkmetrics: {error}", file=sys.stderr)
-        return FINDINGS
-    except BrokenPipeError:  # `rkmetrics catalogue | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
+    return int(arguments.run(arguments, Settings.from_env(environ), environ))
+
+
+def _trouble(code: int, *sentences: object) -> int:
+    for sentence in sentences:
+        print(f"rkmetrics: {sentence}", file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffer nowhere, since the interpreter tries to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- serve ------------------------------------------------------------------------------------------------------------
@@ -97,11 +117,12 @@ def _greeting(node: Node, *, opened: bool) -> Iterable[str]:
     from rkmetrics.cells import IMPLEMENTATION
 
     settings = node.registry.settings
-    yield f"rkmetrics {__version__} ({IMPLEMENTATION} cells) serves at {node.url}"
+    yield from node.notes
+    bound = f" (bound to {node.server.url.removeprefix('http://')}, all addresses)" if node.everywhere else ""
+    yield f"rkmetrics {__version__} ({IMPLEMENTATION} cells) serves at {node.url}{bound}"
     for path, what in SHOWN:
         yield f"  {node.url}{path:<12} {what}"
     yield OPENED if opened else ACCESS[settings.metrics_enabled, settings.metrics_access]
-    yield from node.notes
     yield "Ctrl-C stops it."
 
 
@@ -225,25 +246,51 @@ def scrape_config(arguments: Arguments, settings: Settings, environ: Mapping[str
     from rkmetrics.assets.scrape_config import scrape_config as write
     from rkmetrics.runtime import dialable
 
+    if not arguments.target and settings.port == 0:
+        return _trouble(WRONG_USE, "RKMETRICS_PORT=0 takes a free port: name it with --target HOST:PORT")
     targets = tuple(arguments.target) or (dialable(settings.host, settings.port),)
+    closed = _why_closed(settings)
+    print(f"# Metrics are closed: {closed} where the node runs.\n" if closed else "", end="")
+    if settings.metrics_access == "token":
+        print(ONE_LINE)
     text = write(
-        settings,
+        dataclasses.replace(settings, metrics_enabled=True),  # what keeps them closed is said above
         targets,
         job=arguments.job,
         path=f"{arguments.prefix.rstrip('/')}/metrics",
         credentials_file=arguments.credentials_file,
     )
-    sys.stdout.write(text)
-    return FINE if settings.metrics_enabled else FINDINGS
+    print(text, end="")
+    return FINDINGS if closed else FINE
+
+
+ONE_LINE = "# credentials_file holds one line, the token: of a METRICS_TOKEN_FILE with two lines, the first."
+
+
+def _why_closed(settings: Settings) -> str:
+    """Return what is wrong and what to set; "" for a gate that can open."""
+    from rkmetrics.runtime import why_no_token
+
+    reason = why_no_token(settings)
+    missing = [] if settings.metrics_enabled else ["METRICS_ENABLED=1"]
+    if reason:
+        missing.append("METRICS_TOKEN or METRICS_TOKEN_FILE")
+    return f"{reason and f'{reason}; '}set {' and '.join(missing)}" if missing else ""
 
 
 def docs(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
     """Write the generated pages, or with --check only say which are not current."""
-    from rkmetrics.assets.docs import stale, write
+    from rkmetrics.assets.docs import PAGES, stale, write
 
-    changed = (stale if arguments.check else write)(arguments.folder)
+    folder = arguments.folder or Path("docs")
+    if arguments.folder is None and not any((folder / name).is_file() for name in PAGES):
+        page = folder / next(iter(PAGES))
+        return _trouble(WRONG_USE, f"there is no {page} in {Path.cwd()}; go to the repository, or name a folder")
+    if not folder.is_dir():
+        return _trouble(WRONG_USE, f"{folder} is no folder; make it first, or name one that is there")
+    changed = (stale if arguments.check else write)(folder)
     for name in changed:
-        print(arguments.folder / name)
+        print(folder / name)
     return FINDINGS if changed and arguments.check else FINE
 
 
@@ -251,8 +298,7 @@ def version(arguments: Arguments, settings: Settings, environ: Mapping[str, str]
     """Print the version."""
     from rkmetrics import __version__
 
-    print(__version__)
-    return FINE
+    return _print(arguments, {"version": __version__}, (__version__,))
 
 
 def _print(arguments: Arguments, found: object, lines: Iterable[str]) -> int:
@@ -277,12 +323,35 @@ class Command(NamedTuple):
     arguments: tuple[Argument, ...] = ()
 
 
-def _port(text: str) -> int:
-    parser = next(setting.parser for setting in SETTINGS if setting.field == "port")
-    try:
-        return int(parser.parse(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {parser.expected}") from None
+def _as_setting(field: str) -> Callable[[str], Any]:
+    """Make the reader of an argument that stands in for a setting."""
+    parser = next(setting.parser for setting in SETTINGS if setting.field == field)
+
+    def read(text: str) -> Any:
+        try:
+            return parser.parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {parser.expected}") from None
+
+    return read
+
+
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not (re.fullmatch(pattern, text) and text.isprintable()):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return text
+
+    return read
+
+
+def _target(text: str) -> str:
+    """Take host:port as Prometheus does: no scheme, no path, an IPv6 address in brackets."""
+    host, _, port = text.rpartition(":")
+    named = re.fullmatch(r"[^\s:/@?#\[\],]+|\[[0-9A-Fa-f:.]+\]", host)
+    if not (named and text.isprintable() and re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected HOST:PORT, such as node-2:9090 or [::1]:9090")
+    return text
 
 
 def _optional(word: str) -> Argument:
@@ -301,8 +370,8 @@ COMMANDS: tuple[Command, ...] = (
             APP,
             (("--demo",), {"action": "store_true", "help": "simulate a fleet of actors and an LLM worker"}),
             (("--open",), {"action": "store_true", "help": "serve metrics without a token; loopback addresses only"}),
-            (("--host",), {"help": "address to bind (RKMETRICS_HOST)"}),
-            (("--port",), {"type": _port, "help": "port to bind, 0 for a free one (RKMETRICS_PORT)"}),
+            (("--host",), {"type": _as_setting("host"), "help": "address to bind (RKMETRICS_HOST)"}),
+            (("--port",), {"type": _as_setting("port"), "help": "port to bind, 0 for a free one (RKMETRICS_PORT)"}),
         ),
     ),
     Command(("info",), info, (JSON,)),
@@ -313,9 +382,19 @@ COMMANDS: tuple[Command, ...] = (
         ("scrape-config",),
         scrape_config,
         (
-            (("--target",), {"action": "append", "default": [], "metavar": "HOST:PORT", "help": "may be repeated"}),
-            (("--job",), {"default": "rkmetrics", "help": "job_name"}),
-            (("--prefix",), {"default": "", "help": "path under which the routes are mounted"}),
+            (
+                ("--target",),
+                {"action": "append", "default": [], "metavar": "HOST:PORT", "type": _target, "help": "may be repeated"},
+            ),
+            (("--job",), {"default": "rkmetrics", "type": _matching(r".*\S.*", "a name"), "help": "job_name"}),
+            (
+                ("--prefix",),
+                {
+                    "default": "",
+                    "type": _matching(r"(/[^\s?#]*)?", "a path that begins with /"),
+                    "help": "path under which the routes are mounted",
+                },
+            ),
             (("--credentials-file",), {"metavar": "FILE", "help": "file from which Prometheus reads the token"}),
         ),
     ),
@@ -324,10 +403,10 @@ COMMANDS: tuple[Command, ...] = (
         docs,
         (
             (("--check",), {"action": "store_true", "help": "write nothing; exit 1 when a page is not current"}),
-            (("folder",), {"nargs": "?", "type": Path, "default": Path("docs"), "help": "docs"}),
+            (("folder",), {"nargs": "?", "type": Path, "help": "where they are; docs in the repository"}),
         ),
     ),
-    Command(("version",), version),
+    Command(("version",), version, (JSON,)),
 )
 
 

@@ -86,14 +86,23 @@ def serving(*arguments: str, cwd: Path | None = None, **environ: str) -> Iterato
 # --- what is known ----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_command_it_shows_help_and_says_wrong_use() -> None:
-    out = run()
-    assert out.returncode == 2
-    assert "serve" in out.stdout
-
-
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["serve", "--port", "70000"], ["assets"], ["catalogue", "nonsense"]]
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["serve", "--port", "70000"],
+        ["serve", "--host", "a b"],
+        ["assets"],
+        ["catalogue", "nonsense"],
+        ["scrape-config", "--job", " "],
+        ["scrape-config", "--prefix", "internal"],
+        ["scrape-config", "--prefix", "/a b"],
+        *(
+            ["scrape-config", "--target", target]
+            for target in ("", "node", "node:", "node:0", "node:65536", ":9090", "http://node:1", "::1:9090", "a,b:1")
+        ),
+    ],
 )
 def test_wrong_use_is_2_and_goes_to_stderr(arguments: Sequence[str]) -> None:
     out = run(*arguments)
@@ -107,9 +116,20 @@ def test_a_bad_setting_is_2_and_names_the_variable() -> None:
     assert out.stderr == "rkmetrics: RKMETRICS_PORT='80a': expected a whole number from 0 to 65535 (environment)\n"
 
 
+def test_all_bad_settings_are_told_at_once() -> None:
+    out = run("info", RKMETRICS_PROT="hunter2", METRICS_ACCESS="opne")
+    assert (out.returncode, out.stdout) == (2, "")
+    assert out.stderr.splitlines() == [
+        "rkmetrics: RKMETRICS_PROT: unknown setting; did you mean RKMETRICS_PORT? (environment)",
+        "rkmetrics: METRICS_ACCESS='opne': expected one of: token, open (environment)",
+    ]
+
+
 def test_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version"], {}) == 0
     assert capsys.readouterr().out == f"{rk.__version__}\n"
+    assert main(["version", "--json"], {}) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": rk.__version__}
 
 
 def test_info_says_which_cells_run_and_which_extras_are_there(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +180,31 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     script = f"{sys.executable} -m rkmetrics catalogue | head -n 1"
     out = subprocess.run(["sh", "-c", script], env=clean_environ(), capture_output=True, text=True, check=False)
     assert (out.returncode, out.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["catalogue"], ["scrape-config"], ["--help"]])
+def test_an_output_that_cannot_be_written_is_a_sentence(arguments: Sequence[str]) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    command = [sys.executable, "-m", "rkmetrics", *arguments]
+    environ = {name: value for name, value in clean_environ().items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        out = subprocess.run(command, env=environ, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (out.returncode, out.stderr) == (2, "rkmetrics: No space left on device; the output is not complete\n")
+
+
+def test_generated_pages_are_written_in_the_repository_or_where_one_says(tmp_path: Path) -> None:
+    out = run("assets", "docs", cwd=tmp_path)
+    assert (out.returncode, out.stdout, len(out.stderr.splitlines())) == (2, "", 1)
+    assert "go to the repository" in out.stderr
+    (tmp_path / "docs").mkdir()
+    assert run("assets", "docs", "--check", cwd=tmp_path).returncode == 2
+    assert run("assets", "docs", "nowhere", cwd=tmp_path).stderr.startswith("rkmetrics: nowhere is no folder")
+    assert run("assets", "docs", "docs", cwd=tmp_path).stdout.splitlines() == [
+        "docs/metrics.md",
+        "docs/configuration.md",
+    ]
+    assert run("assets", "docs", "--check", cwd=tmp_path).returncode == 0
 
 
 # --- scrape-config ----------------------------------------------------------------------------------------------------
@@ -237,9 +282,39 @@ def test_scrape_config_of_an_open_node_has_no_credentials() -> None:
     assert (out.returncode, "authorization" in out.stdout) == (0, False)
 
 
-def test_scrape_config_of_a_closed_node_says_so_and_is_a_finding() -> None:
-    out = run("scrape-config")
-    assert (out.returncode, out.stdout.startswith("# Metrics are closed")) == (1, True)
+NO_TOKEN = "METRICS_TOKEN or METRICS_TOKEN_FILE"
+BAD_TOKEN = "METRICS_TOKEN: a token is visible ASCII characters without spaces and commas"
+NO_FILE = "METRICS_TOKEN_FILE: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({}, f"no token is set; set METRICS_ENABLED=1 and {NO_TOKEN}"),
+        ({"METRICS_ENABLED": "1"}, f"no token is set; set {NO_TOKEN}"),
+        ({"METRICS_TOKEN": TOKEN}, "set METRICS_ENABLED=1"),
+        ({"METRICS_ACCESS": "open"}, "set METRICS_ENABLED=1"),
+        ({"METRICS_ENABLED": "1", "METRICS_TOKEN": "a b"}, f"{BAD_TOKEN}; set {NO_TOKEN}"),
+        ({"METRICS_ENABLED": "1", "METRICS_TOKEN_FILE": "/nonexistent"}, f"{NO_FILE}; set {NO_TOKEN}"),
+    ],
+)
+def test_scrape_config_of_a_closed_node_says_why_and_is_a_finding(environ: dict[str, str], reason: str) -> None:
+    out = run("scrape-config", cwd=None, **environ)
+    first = out.stdout.splitlines()[0]
+    assert (out.returncode, out.stderr, first) == (1, "", f"# Metrics are closed: {reason} where the node runs.")
+    assert out.stdout.count("Metrics are closed") == 1
+
+
+def test_scrape_config_says_that_the_credentials_file_is_one_line() -> None:
+    out = run("scrape-config", METRICS_ENABLED="1", METRICS_TOKEN=TOKEN)
+    assert (out.returncode, "credentials_file holds one line" in out.stdout) == (0, True)
+
+
+def test_scrape_config_asks_for_a_target_when_the_port_is_any() -> None:
+    out = run("scrape-config", RKMETRICS_PORT="0")
+    assert (out.returncode, out.stdout) == (2, "")
+    assert "--target HOST:PORT" in out.stderr
+    assert run("scrape-config", "--target", "node-2:1", RKMETRICS_PORT="0").returncode == 1
 
 
 # --- serve ------------------------------------------------------------------------------------------------------------
@@ -249,8 +324,25 @@ def test_scrape_config_of_a_closed_node_says_so_and_is_a_finding() -> None:
 def test_serve_refuses_when_metrics_are_enabled_without_a_usable_token(token: str) -> None:
     out = run("serve", "--port", "0", METRICS_ENABLED="1", METRICS_TOKEN=token)
     assert (out.returncode, out.stdout) == (2, "")
-    assert "METRICS_TOKEN" in out.stderr
-    assert "METRICS_ACCESS=open" in out.stderr
+    assert out.stderr == (
+        "rkmetrics: METRICS_ENABLED is set, and no token can be used (no token is set): set METRICS_TOKEN or "
+        "METRICS_TOKEN_FILE, or METRICS_ACCESS=open to serve metrics to anybody\n"
+    )
+
+
+def test_serve_on_all_addresses_says_where_it_is_bound() -> None:
+    with serving("--port", "0", "--host", "0.0.0.0") as node:
+        port = node.url.rpartition(":")[2]
+        assert f"http://127.0.0.1:{port} (bound to 0.0.0.0:{port}, all addresses)" in node.greeting[0]
+
+
+def test_serve_warns_of_settings_without_effect() -> None:
+    with serving("--port", "0", RKMETRICS_SHARED_DIR="/run/cells", RKMETRICS_INSPECT_TOKEN=TOKEN) as node:
+        _, _, stderr = node.stop()
+    warnings = [line for line in stderr.splitlines() if "WARNING" in line]
+    assert len(warnings) == 1
+    assert "no effect in this version: RKMETRICS_INSPECT_TOKEN, RKMETRICS_SHARED_DIR" in warnings[0]
+    assert TOKEN not in stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -321,13 +413,17 @@ def test_serve_app_serves_the_registry_of_an_application(tmp_path: Path, app: st
         ("nowhere:registry", "no module named 'nowhere'"),
         ("chat:nothing", "nothing"),
         ("chat:rk", "expected a rkmetrics.Registry"),
+        ("json:dumps", "TypeError: dumps() missing 1 required positional argument"),
+        ("raises:registry", "ZeroDivisionError: division by zero"),
     ],
 )
 def test_serve_app_says_what_it_did_not_find(tmp_path: Path, app: str, part: str) -> None:
     (tmp_path / "chat.py").write_text(APP)
-    out = run("serve", "--port", "0", "--app", app, cwd=tmp_path)
-    assert (out.returncode, out.stdout) == (2, "")
-    assert part in out.stderr
+    (tmp_path / "raises.py").write_text("1 / 0")
+    for command in (["serve", "--port", "0"], ["catalogue"], ["budget"]):
+        out = run(*command, "--app", app, cwd=tmp_path)
+        assert (out.returncode, out.stdout, len(out.stderr.splitlines())) == (2, "", 1)
+        assert part in out.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -368,6 +464,7 @@ def test_the_demo_takes_another_port_when_the_usual_one_is_in_use() -> None:
     try:
         with serving("--open", "--demo") as node:
             assert not node.url.endswith(":9090")
+            assert node.greeting[0].startswith("Port 9090 is in use, so this node took port")
             assert node.get("/health")[0] == 200
     finally:
         if taken is not None:
