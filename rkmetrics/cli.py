@@ -1,8 +1,8 @@
 """The command line: arguments in, one library call, text or JSON out.
 
 Findings go to stdout, trouble to stderr. Exit codes: 0 fine, 1 findings (something differs, is closed, is not current),
-2 wrong use, or a setting that cannot be used. A command is a row in COMMANDS and a function of (arguments, settings,
-environment).
+2 wrong use, a setting that cannot be used, or an output that cannot be written. A command is a row in COMMANDS and a
+function of (arguments, settings, environment).
 """
 
 from __future__ import annotations
