@@ -15,6 +15,7 @@ silent is `stale` (503) in both modes. Elsewhere early health is 503; docs/healt
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -172,6 +173,8 @@ class Health:
 
         Raises RegistryError when it is registered with another limit, or the limit is not above zero.
         """
+        if max_age_seconds == math.inf:
+            max_age_seconds = None
         if max_age_seconds is not None and not max_age_seconds > 0:
             raise RegistryError(f"source {name!r}: max_age_seconds={max_age_seconds!r}: expected more than 0, or None")
         new = Source(name, max_age_seconds, clock=self._clock, forget=self._forget)

@@ -141,4 +141,4 @@ def text_response(status: int, text: str, headers: Headers = ()) -> Response:
 
 def json_response(status: int, value: Mapping[str, object]) -> Response:
     """Return a JSON answer of one line."""
-    return Response(status, json.dumps(value, separators=(",", ":")).encode() + b"\n", JSON)
+    return Response(status, json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n", JSON)

@@ -38,8 +38,12 @@ class Gpus:
         if self._present and now >= self._next and self._turn.take():
             self._next = now + INTERVAL_SECONDS
             thread = threading.Thread(target=self._ask, name="rkmetrics-gpu", daemon=True)
-            thread.start()
-            thread.join(WAIT_SECONDS)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread to be had; the next time may do better
+                self._turn.give()
+            else:
+                thread.join(WAIT_SECONDS)
         return self._latest
 
     def _ask(self) -> None:
