@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import enable_created_metrics
 
 from tests.bench import page
 from tests.bench.base import Figures, Run, Scale, interleave, ratio
@@ -28,6 +30,13 @@ def a_run() -> Run:
     run = Run()
     run.add("inc", {EMPTY: [20.0, 40.0, 30.0], OURS: [10.0, 20.0, 10.0], "prometheus_client": [100.0, 400.0, 300.0]})
     return run
+
+
+@pytest.fixture(autouse=True)
+def created_lines_stay_as_they_were() -> Iterator[None]:
+    """Cases turn prometheus_client's _created lines off, for the whole interpreter."""
+    yield
+    enable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - IN_CHILDREN))

@@ -12,6 +12,10 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
+import pytest
+
+pytest.importorskip("google.protobuf", reason="the independent reader of protobuf needs the package protobuf")
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, timestamp_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
 from prometheus_client import parser as text_parser
