@@ -342,6 +342,8 @@ def test_nothing_leaks_whether_it_works_or_raises() -> None:
 
 def test_the_table_of_powers_is_what_its_script_writes() -> None:
     root = Path(__file__).parents[2]
-    script = [sys.executable, str(root / "tools" / "pow10.py")]
-    made = subprocess.run(script, capture_output=True, timeout=60, check=True).stdout
+    script = root / "tools" / "pow10.py"
+    if not script.exists():
+        pytest.skip("not in a source tree")
+    made = subprocess.run([sys.executable, script], capture_output=True, timeout=60, check=True).stdout
     assert made == (root / "rkmetrics" / "_pow10.h").read_bytes()
