@@ -644,7 +644,9 @@ def test_close_ends_the_threads_and_the_sockets(registry: rk.Registry) -> None:
     for thread in threading.enumerate():
         if thread not in threads and thread.name.startswith("rkmetrics-serve"):
             thread.join(10)
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (before, len(threads))
+    # Threads of other tests may end meanwhile; what matters is that none is new.
+    assert [thread for thread in threading.enumerate() if thread not in threads] == []
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_scrape_under_way_is_answered_before_the_end(registry: rk.Registry) -> None:
