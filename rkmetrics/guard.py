@@ -68,8 +68,7 @@ class Overflows:
                 entry.samples.append(shown)
 
     def say(self) -> None:
-        """Log what came since the last time, a line for each label and at most one a minute; at a scrape or a health
-        check."""
+        """Log what came since the last time: a line for each label, at most one a minute. Called at each collection."""
         now = time.monotonic()
         for (metric, label), entry in list(self._table.items()):
             if entry.count == entry.said or now < entry.next_log:
