@@ -7,7 +7,17 @@
     ├── LabelValueError      (KeyError)    a label value is not one of those declared (strict)
     ├── SettingsError        (ValueError)  a setting has a bad value, or is unknown
     ├── MissingExtraError    (ImportError) a feature needs a package of an extra that is not installed
-    └── ServeError           (OSError)     a server cannot start
+    ├── ServeError           (OSError)     a server cannot start
+    ├── KvValueError         (ValueError)  a metric, event or name handed to the KV plane cannot be used
+    ├── BackendError         (ValueError)  what is said of a backend, to discovery, cannot be used
+    ├── PayloadError         (ValueError)  bytes of a peer are not what they should be
+    ├── PromqlError          (ValueError)  a query cannot be read
+    ├── AssetError           (ValueError)  a dashboard, rule file or catalogue cannot be read
+    ├── FetchError           (OSError)     a request got no answer, or none that can be used; `reason` says which
+    └── EtcdError            (OSError)     etcd says no; `code` is gRPC's
+        ├── EtcdUnavailableError           no endpoint answered, or none could do it now
+        ├── LeaseLostError                 the lease ended, or was revoked
+        └── CompactedError                 the revision asked for is gone; list again, then watch
 
 Each takes fields and writes its own sentence: what, the value, what is wrong with it, what was expected, what to do.
 """
@@ -18,9 +28,19 @@ from collections.abc import Iterable
 
 __all__ = [
     "ActorNameError",
+    "AssetError",
+    "BackendError",
+    "CompactedError",
     "DefinitionError",
+    "EtcdError",
+    "EtcdUnavailableError",
+    "FetchError",
+    "KvValueError",
     "LabelValueError",
+    "LeaseLostError",
     "MissingExtraError",
+    "PayloadError",
+    "PromqlError",
     "RegistryError",
     "RkMetricsError",
     "ServeError",
@@ -84,3 +104,94 @@ class MissingExtraError(RkMetricsError, ImportError):
 
 class ServeError(RkMetricsError, OSError):
     """A server cannot start: the port is taken, the address is not ours, or the gate would be open by accident."""
+
+
+def _shown(value: object, characters: int = 80) -> str:
+    """The value as text, or the beginning of it: it may be anything, also a number that Python does not write out."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= characters else f"{text[:characters]}..."
+
+
+class KvValueError(RkMetricsError, ValueError):
+    """What was handed to the KV plane cannot be used."""
+
+    def __init__(self, what: str, value: object, expected: str) -> None:
+        self.what, self.value, self.expected = what, value, expected
+        super().__init__(f"{what}={_shown(value)}: expected {expected}")
+
+
+class BackendError(RkMetricsError, ValueError):
+    """What is said of a backend cannot be used. Shows the beginning of a value only: it may come from a peer."""
+
+    SHOWN_CHARACTERS = 80
+
+    def __init__(self, what: str, value: object, expected: str) -> None:
+        self.what, self.expected = what, expected
+        shown = repr(value[: self.SHOWN_CHARACTERS] if isinstance(value, str) else value)
+        super().__init__(f"{what}={shown}: expected {expected}")
+
+
+class PayloadError(RkMetricsError, ValueError):
+    """Bytes of a peer are not what they should be. Shows the first of them only: they may be anything."""
+
+    SHOWN_BYTES, REASON_CHARACTERS = 40, 200
+
+    def __init__(self, what: str, data: bytes, reason: str) -> None:
+        self.what, self.reason = what, reason[: self.REASON_CHARACTERS]
+        shown = repr(bytes(data[: self.SHOWN_BYTES])) + ("..." if len(data) > self.SHOWN_BYTES else "")
+        super().__init__(f"not {what}: {self.reason} (in {len(data)} bytes that begin {shown})")
+
+
+class PromqlError(RkMetricsError, ValueError):
+    """A query cannot be read; `position` is where, counted in characters from 0."""
+
+    SHOWN_CHARACTERS = 40
+
+    def __init__(self, text: str, position: int, expected: str) -> None:
+        self.text, self.position, self.expected = text, position, expected
+        rest = text[position:]
+        shown = repr(rest[: self.SHOWN_CHARACTERS]) + ("..." if len(rest) > self.SHOWN_CHARACTERS else "")
+        super().__init__(f"query: {expected}; found {shown if rest else 'the end'} (character {position + 1})")
+
+
+class AssetError(RkMetricsError, ValueError):
+    """A dashboard, rule file or catalogue cannot be read; line and column count from 1."""
+
+    def __init__(self, file: str, line: int, column: int, reason: str) -> None:
+        self.file, self.line, self.column, self.reason = file, line, column, reason
+        super().__init__(f"{file}:{line}:{column}: {reason}")
+
+
+class FetchError(RkMetricsError, OSError):
+    """A request got no answer, or none that can be used."""
+
+    def __init__(self, url: str, reason: str, detail: str, *, method: str = "GET") -> None:
+        self.url, self.reason, self.detail, self.method = url, reason, detail, method
+        super().__init__(f"{method} {url}: {reason}: {detail}")
+
+
+class EtcdError(RkMetricsError, OSError):
+    """etcd answered that it does not do what was asked."""
+
+    def __init__(self, call: str, endpoint: str, code: int, message: str) -> None:
+        self.call, self.endpoint, self.code, self.message = call, endpoint, code, message
+        super().__init__(f"etcd {call} at {endpoint}: {message} (code {code})")
+
+
+class EtcdUnavailableError(EtcdError):
+    """No endpoint answered in time, or none could do it now; try again later."""
+
+
+class LeaseLostError(EtcdError):
+    """The lease ended or was revoked, and its keys with it; grant it again and put them."""
+
+
+class CompactedError(EtcdError):
+    """The revision asked for is gone from the store's history."""
+
+    def __init__(self, call: str, endpoint: str, code: int, message: str, revision: int = 0) -> None:
+        super().__init__(call, endpoint, code, message)
+        self.revision = revision

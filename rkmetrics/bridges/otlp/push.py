@@ -7,7 +7,6 @@ EXIT_SECONDS.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
@@ -18,13 +17,14 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 from rkmetrics.bridges.otlp.answers import Answer
 from rkmetrics.bridges.otlp.exporters import ExporterLink, Link, load, missing_extra, open_grpc, open_http, quiet
 from rkmetrics.bridges.otlp.settings import PROTOCOLS, TEMPORALITIES, OtlpSettings
 from rkmetrics.catalogue.otlp import Otlp, Outcome
+from rkmetrics.lifetime import EXIT_SECONDS, PROCESS, Hooks
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["EXIT_SECONDS", "Pusher"]
 
 logger = logging.getLogger("rkmetrics")
-
-#: What exit waits for, at most, while all pushers of the process send their last.
-EXIT_SECONDS = 5.0
 
 _OPEN: Mapping[str, Callable[[float], Link]] = {"http/protobuf": open_http, "grpc": open_grpc}
 
@@ -100,6 +97,7 @@ class Pusher:
         self._stop_by = math.inf
         self._connected = False
         self._abandoned: list[Link | None] = []
+        self._unhook: Callable[[], None] = lambda: None
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -132,7 +130,7 @@ class Pusher:
             if self._thread is None and self._stop_by == math.inf:
                 self._identity.resource()  # made before a fork, so that a child knows what its own must differ from
                 self._begin(self._run)
-                _PROCESS.add(self, _Hooks(self._ask_to_stop, self.shutdown, self._go_on_in_child))
+                self._unhook = PROCESS.add(Hooks(self._ask_to_stop, self.shutdown, self._go_on_in_child))
         return self
 
     def flush(self, timeout_seconds: float = 5.0) -> bool:
@@ -162,7 +160,7 @@ class Pusher:
         with self._changed:
             thread = self._thread
             self._ask_to_stop(deadline)
-        _PROCESS.remove(self)
+        self._unhook()
         if thread is None or thread is threading.current_thread():
             return self._settled_well
         # A tenth of the time is kept for ending a request that hangs, so that no thread is left behind.
@@ -323,49 +321,3 @@ def _suppress_instrumentation() -> None:
     key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
     attach: Any = context.attach
     attach(context.set_value(key, True))
-
-
-# --- the process ------------------------------------------------------------------------------------------------------
-
-
-class _Hooks(NamedTuple):
-    """What a running pusher wants called: at exit the first two, in a forked child the third."""
-
-    ask_to_stop: Callable[[float], None]
-    shutdown: Callable[[float], bool]
-    go_on_in_child: Callable[[], None]
-
-
-class _Process:
-    """The running pushers of this process. Hooks on exit and fork are set with the first, once."""
-
-    def __init__(self) -> None:
-        self._running: dict[int, _Hooks] = {}
-        self._hooked = False
-
-    def add(self, pusher: Pusher, hooks: _Hooks) -> None:
-        self._running[id(pusher)] = hooks
-        if not self._hooked:
-            self._hooked = True
-            atexit.register(self._at_exit)
-            if hasattr(os, "register_at_fork"):
-                os.register_at_fork(after_in_child=self._after_fork)
-
-    def remove(self, pusher: Pusher) -> None:
-        self._running.pop(id(pusher), None)
-
-    def _at_exit(self) -> None:
-        """End all at once, so that they share EXIT_SECONDS."""
-        deadline = time.monotonic() + EXIT_SECONDS
-        running = list(self._running.values())
-        for hooks in running:
-            hooks.ask_to_stop(deadline)
-        for hooks in running:
-            hooks.shutdown(max(deadline - time.monotonic(), 0.01))
-
-    def _after_fork(self) -> None:
-        for hooks in list(self._running.values()):
-            hooks.go_on_in_child()
-
-
-_PROCESS = _Process()
