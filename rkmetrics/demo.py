@@ -11,6 +11,7 @@ import asyncio
 import math
 import threading
 import time
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
@@ -18,13 +19,26 @@ from typing import TYPE_CHECKING
 
 from rkmetrics.asgi.app import Message, Middleware, Receive, Scope, Send
 from rkmetrics.catalogue.actors import KvOp, Phase, ShutdownReason, StateWrite, Subsystem, TaskKind
-from rkmetrics.catalogue.kv import KvCache, PublishOutcome
+from rkmetrics.kv.base import ForwardPassMetrics, KvStats, SpecDecodeStats, WorkerStats
+from rkmetrics.kv.publisher import KvEventPublisher, WorkerMetricsPublisher
 
 if TYPE_CHECKING:
     from rkmetrics.actor import ActorMetrics, Held, Run
     from rkmetrics.registry import Registry
 
-__all__ = ["DAY_SECONDS", "KINDS", "WORKERS", "Demo", "Failure", "Front", "Kind", "Worker", "WorkerKind", "load"]
+__all__ = [
+    "DAY_SECONDS",
+    "KINDS",
+    "WORKERS",
+    "Demo",
+    "Failure",
+    "Front",
+    "Kind",
+    "PrefixCache",
+    "Worker",
+    "WorkerKind",
+    "load",
+]
 
 DAY_SECONDS = 180.0
 STOP_SECONDS = 3.0
@@ -59,7 +73,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKind:
-    """One kind of LLM worker. block_tokens: tokens of one KV cache block; shared: how likely a block is cached."""
+    """One kind of LLM worker. block_tokens: tokens of one KV cache block; shared: how often a conversation goes on."""
 
     name: str
     slots: int
@@ -97,7 +111,8 @@ def load(day: float) -> float:
 class Demo:
     """The simulation, as a context manager: inside the block it runs, leaving it lets the actors shut down.
 
-    day_seconds: how long a day is. registry: where it counts; it may hold real sets as well.
+    day_seconds: how long a day is. registry: where it counts; it may hold real sets as well. Raises MissingExtraError
+    where the settings want NATS, and what that needs is not installed.
     """
 
     def __init__(self, registry: Registry, *, seed: int = 7, day_seconds: float = DAY_SECONDS) -> None:
@@ -108,6 +123,7 @@ class Demo:
         self._running = threading.Event()
         self._born = time.monotonic()
         self._numbers = 0
+        self.workers = [Worker(self, kind, number) for number, kind in enumerate(WORKERS, 1)]
 
     def __enter__(self) -> Demo:
         self._thread.start()
@@ -131,7 +147,7 @@ class Demo:
         self._loop = asyncio.get_running_loop()
         self._running.set()
         fleets = [self._fleet(kind) for kind in KINDS]
-        workers = [Worker(self, kind).run() for kind in WORKERS]
+        workers = [worker.run() for worker in self.workers]
         with suppress(TimeoutError):
             work = asyncio.gather(*fleets, *workers, Front(self).run())
             await self._stopping.wait()
@@ -292,27 +308,68 @@ class Front:
         await send({"type": "http.response.body", "body": b""})
 
 
+class PrefixCache:
+    """What a worker remembers of earlier prompts: leading blocks of conversations, the least used ones forgotten first.
+
+    Each change is an event, as an engine publishes it.
+    """
+
+    def __init__(self, events: KvEventPublisher, limit: int) -> None:
+        self.events, self.limit = events, limit
+        self.held: OrderedDict[int, int] = OrderedDict()  # conversation -> its leading blocks
+        self.blocks = 0
+
+    def look_up(self, conversation: int, blocks: int) -> int:
+        """Return how many leading blocks of a prompt are there already; from now on all of them are."""
+        known = self.held.pop(conversation, 0)
+        self.held[conversation] = max(known, blocks)
+        if blocks > known:
+            self._store(conversation, known, blocks)
+        while self.blocks > self.limit and len(self.held) > 1:
+            self._evict()
+        return min(known, blocks)
+
+    def _store(self, conversation: int, known: int, blocks: int) -> None:
+        self.blocks += blocks - known
+        size = self.events.block_size
+        tokens = [(conversation * 7919 + at) % 2**31 for at in range(known * size, blocks * size)]
+        hashes = self._hashes(conversation, known, blocks)
+        self.events.publish_stored(tokens, hashes, parent_hash=hashes[0] - 1 if known else None)
+
+    def _evict(self) -> None:
+        conversation, blocks = self.held.popitem(last=False)
+        self.blocks -= blocks
+        self.events.publish_removed(reversed(self._hashes(conversation, 0, blocks)))
+
+    def _hashes(self, conversation: int, start: int, end: int) -> list[int]:
+        """The engine's own names of blocks: any numbers will do."""
+        return [(conversation << 20) + at for at in range(start, end)]
+
+
 class Worker:
     """One simulated LLM worker: requests wait for a slot, fill KV cache blocks, and give them back."""
 
-    def __init__(self, demo: Demo, kind: WorkerKind) -> None:
+    def __init__(self, demo: Demo, kind: WorkerKind, worker_id: int) -> None:
         self.demo, self.kind = demo, kind
         self.actor = demo.registry.actor(kind.name)
-        self.cells = demo.registry.bind(KvCache, actor_name=kind.name)
+        self.publisher = WorkerMetricsPublisher(demo.registry, actor_name=kind.name, worker_id=worker_id)
+        self.events = KvEventPublisher(demo.registry, worker_id=worker_id, block_size=kind.block_tokens)
+        self.cache = PrefixCache(self.events, kind.blocks // 2)
         self.slots = asyncio.Semaphore(kind.slots)
-        self.used = self.waiting = self.active = 0
+        self.used = self.waiting = self.active = self.conversations = 0
+        self.hit_rate = 0.0
+        self.drafted = self.accepted = 0
 
     async def run(self) -> None:
         """Take requests and publish, until the simulation ends."""
-        self.cells.blocks.set(self.kind.blocks)
-        self.cells.request_slots.set(self.kind.slots)
-        async with self.actor.running(actor_id=f"{self.kind.name}-0") as run:
-            publisher = asyncio.create_task(self._publish())
-            requests: set[asyncio.Task[None]] = set()
-            while await self._next():
-                requests = {request for request in requests if not request.done()}
-                requests.add(asyncio.create_task(self._serve(run)))
-            await asyncio.gather(publisher, *requests)
+        with self.publisher, self.events:
+            async with self.actor.running(actor_id=f"{self.kind.name}-0") as run:
+                publishing = asyncio.create_task(self._publish())
+                requests: set[asyncio.Task[None]] = set()
+                while await self._next():
+                    requests = {request for request in requests if not request.done()}
+                    requests.add(asyncio.create_task(self._serve(run)))
+                await asyncio.gather(publishing, *requests)
 
     async def _next(self) -> bool:
         rate = self.kind.requests_per_second * max(self.demo.load, 0.05)
@@ -329,13 +386,11 @@ class Worker:
 
     async def _compute(self) -> None:
         """Prompt first, of which blocks that are cached already cost nothing; then block after block of output."""
-        demo, kind, cells = self.demo, self.kind, self.cells
-        prompt = min(round(demo.seconds(kind.prompt_blocks)), kind.blocks // kind.slots)
-        cached = sum(demo.chance(kind.shared) for _ in range(prompt))
-        cells.prefix_cache_queries.inc(prompt * kind.block_tokens)
-        cells.prefix_cache_hits.inc(cached * kind.block_tokens)
-        cells.prefix_cache_hit_ratio.set(cached / prompt if prompt else 0.0)
-        held = prompt
+        demo, kind = self.demo, self.kind
+        held = prompt = max(1, min(round(demo.seconds(kind.prompt_blocks)), kind.blocks // kind.slots))
+        cached = self.cache.look_up(self._conversation(), prompt)
+        self.publisher.count_prefix_cache(queries=prompt * kind.block_tokens, hits=cached * kind.block_tokens)
+        self.hit_rate = cached / prompt
         self.used += prompt
         steps = max(1, round(demo.seconds(kind.output_blocks))) if kind.output_blocks else 1
         for _ in range(steps):
@@ -346,19 +401,46 @@ class Worker:
                 self._draft()
         self.used -= held
 
+    def _conversation(self) -> int:
+        """A conversation that goes on, or a new one."""
+        if self.conversations and self.demo.chance(self.kind.shared):
+            return self.demo.random.randint(max(1, self.conversations - 20), self.conversations)
+        self.conversations += 1
+        return self.conversations
+
     def _draft(self) -> None:
         drafted = 4 * self.kind.block_tokens // 2
-        self.cells.spec_decode_drafts.inc(self.kind.block_tokens // 2)
-        self.cells.spec_decode_draft_tokens.inc(drafted)
-        self.cells.spec_decode_accepted_tokens.inc(round(drafted * self.demo.random.betavariate(6, 4)))
+        self.drafted += drafted
+        self.accepted += round(drafted * self.demo.random.betavariate(6, 4))
 
     async def _publish(self) -> None:
         """Say how the worker is, as its engine would after each step."""
-        cells = self.cells
         while await self.demo.rest(TICK_SECONDS):
-            cells.active_blocks.set(self.used)
-            cells.cache_usage.set(self.used / self.kind.blocks)
-            cells.request_active_slots.set(self.active)
-            cells.requests_waiting.set(self.waiting)
-            cells.publish[PublishOutcome.OK].inc()
-            cells.last_publish.set(time.time())
+            self.publisher.publish(ForwardPassMetrics(self._stats(), self._kv_stats(), self._spec_decode_stats()))
+
+    def _stats(self) -> WorkerStats:
+        return WorkerStats(
+            data_parallel_rank=0,
+            request_active_slots=self.active,
+            request_total_slots=self.kind.slots,
+            num_requests_waiting=self.waiting,
+        )
+
+    def _kv_stats(self) -> KvStats:
+        return KvStats(
+            kv_active_blocks=self.used,
+            kv_total_blocks=self.kind.blocks,
+            gpu_cache_usage_perc=min(self.used / self.kind.blocks, 1.0),
+            gpu_prefix_cache_hit_rate=self.hit_rate,
+        )
+
+    def _spec_decode_stats(self) -> SpecDecodeStats | None:
+        if not self.kind.drafts:
+            return None
+        drafted, accepted, self.drafted, self.accepted = self.drafted, self.accepted, 0, 0
+        return SpecDecodeStats(
+            num_spec_tokens=4,
+            num_drafts=drafted // 4,
+            num_draft_tokens=drafted,
+            num_accepted_tokens=accepted,
+        )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from rkmetrics.cells import CounterCell, existing, gather, peaks
 from rkmetrics.collection import Collect, CollectorFailure, Guarded
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from rkmetrics.catalogue.node import Node
     from rkmetrics.collectors.vitals import Vitals
 
-__all__ = ["BUILTIN", "Access", "Registry"]
+__all__ = ["BUILTIN", "Access", "Document", "Registry"]
 
 SetT = TypeVar("SetT", bound=MetricSet)
+PartT = TypeVar("PartT")
 
 logger = logging.getLogger("rkmetrics")
 
@@ -70,6 +71,22 @@ class Access:
         return dataclasses.replace(settings, **changes)
 
 
+class Document(Protocol):
+    """What a part of the program shows at a route, for HTTP to serve without knowing the part.
+
+    Both may be called in any thread, at once, and neither waits or raises. etag() is asked first: a change in between
+    then gives a newer body under an older tag, which the next request puts right; the other way round nothing would.
+    """
+
+    def etag(self) -> bytes:
+        """Return the entity tag of the state as it is, with its quotes (RFC 9110, 8.8.3)."""
+        ...
+
+    def render(self) -> bytes:
+        """Return the body, JSON."""
+        ...
+
+
 class Registry:
     """Holds bound metric sets, and answers snapshots of them.
 
@@ -100,6 +117,8 @@ class Registry:
         self._names = ActorNames(self.settings.max_actor_names, self._overflows, strict=strict)
         self._refreshers: dict[Callable[[], object], None] = {}
         self._collectors: dict[str, Guarded] = {}
+        self._documents: dict[str, Document] = {}
+        self._parts: dict[object, object] = {}
         self._limit: tuple[int, int] = (0, 0)
         self._dropped: CounterCell | None = None
         # All that a bind, an update or a collection needs is loaded and bound now: they run in finalisers and signal
@@ -236,11 +255,20 @@ class Registry:
             with suppress(RuntimeError):  # another kind of loop than asyncio's
                 import_module(f"{BUILTIN}.eventloop").watch(self)
 
+    def part(self, make: Callable[[Registry], PartT]) -> PartT:
+        """The one object of a kind that belongs to this registry, made when it is first asked for."""
+        found = self._parts.get(make)
+        return cast("PartT", found if found is not None else self._parts.setdefault(make, make(self)))
+
     # --- collection ---------------------------------------------------------------------------------------------------
 
     def add_refresher(self, refresh: Callable[[], object]) -> None:
         """Call a cheap, trusted function before each collection; what it raises is counted and logged."""
         self._refreshers.setdefault(refresh, None)
+
+    def remove_refresher(self, refresh: Callable[[], object]) -> bool:
+        """Forget a refresher. False when there is none."""
+        return self._refreshers.pop(refresh, self) is None
 
     def add_collector(self, collect: Collect, *, name: str, timeout_seconds: float = 1.0) -> None:
         """Collect from elsewhere at each scrape, in a thread of its own and for at most `timeout_seconds`.
@@ -357,6 +385,19 @@ class Registry:
             exemplars = _exemplars(bound, column) if carry else {}
             families.append(MetricFamily(column.shape, names, memoryview(numbers).cast("d"), starts, exemplars))
         return families
+
+    # --- what other parts show --------------------------------------------------------------------------------------
+
+    def offer_document(self, name: str, document: Document | None) -> None:
+        """Show a document at the route of that name ("kv_metrics"), in place of the one before; None: none."""
+        if document is None:
+            self._documents.pop(name, None)
+        else:
+            self._documents[name] = document
+
+    def document(self, name: str) -> Document | None:
+        """The document of that name, None where nobody offers one."""
+        return self._documents.get(name)
 
     # --- what went wrong ----------------------------------------------------------------------------------------------
 

@@ -20,14 +20,19 @@ from rkmetrics.errors import SettingsError
 __all__ = [
     "GROUPS",
     "SETTINGS",
+    "SUBJECT_TOKEN",
     "Parser",
     "Secret",
     "Setting",
     "Settings",
+    "host_and_port",
+    "joined",
     "many",
     "mask",
     "one_of",
+    "ratio",
     "seconds",
+    "server",
     "url",
     "whole",
 ]
@@ -35,7 +40,8 @@ __all__ = [
 PREFIX = "RKMETRICS_"
 TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off"})
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s,]+@")
+# In a URL, or before a host that stands without a scheme.
+CREDENTIALS = re.compile(r"(?:(?<=://)|(?<![^\s,]))[^/@\s,]+@")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h|)", re.ASCII)
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
@@ -190,6 +196,71 @@ def url(*schemes: str) -> Parser:
     return Parser(f"a URL such as {schemes[0]}://host:port", parse, _is_text(parse))
 
 
+def server(scheme: str, *more: str) -> Parser:
+    """A URL of one of the schemes, or host:port, which stands for a URL of the first."""
+    whole_url = url(scheme, *more)
+
+    def parse(text: str) -> str:
+        if "://" in text:
+            return cast("str", whole_url.parse(text))
+        _require(re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}", text) is not None)
+        return f"{scheme}://{text}"
+
+    return Parser(f"host:port, or a URL such as {scheme}://host:port", parse, _is_text(parse))
+
+
+PLACE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]/@\s]+))(?::([0-9]{1,5}))?", re.ASCII)
+BARE_IPV6 = re.compile(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*", re.ASCII)
+
+
+def host_and_port(text: str) -> tuple[str, int | None]:
+    """Read host, host:port, [IPv6]:port or a bare IPv6 address. Raises ValueError."""
+    if BARE_IPV6.fullmatch(text):
+        return text, None
+    found = PLACE.fullmatch(text)
+    if found is None:
+        raise ValueError
+    return found[1] or found[2], None if found[3] is None else int(found[3])
+
+
+def ratio() -> Parser:
+    """A part of a whole, from 0 to 1."""
+
+    def parse(text: str) -> float:
+        _require(re.fullmatch(r"[0-9]*\.?[0-9]+", text, re.ASCII) is not None and len(text) < 20 and float(text) <= 1)
+        return float(text)
+
+    def holds(value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+    return Parser("a number from 0 to 1", parse, holds)
+
+
+def _network(text: str) -> str:
+    from ipaddress import ip_network  # kept off the path of `import rkmetrics`
+
+    return str(ip_network(text))  # strict: 10.0.0.1/8 is a mistake
+
+
+def _ports(text: str) -> str:
+    low, dash, high = text.partition("-")
+    ports = [int(part) for part in ((low, high) if dash else (low,)) if re.fullmatch(r"[0-9]{1,5}", part, re.ASCII)]
+    _require(len(ports) == 1 + bool(dash) and 1 <= ports[0] <= ports[-1] <= 65_535)
+    return "-".join(map(str, ports))
+
+
+def _static_backend(text: str) -> str:
+    address, _, metrics_port = text.partition("/")
+    _require(1 <= int(metrics_port) <= 65_535 and re.fullmatch(r".+:[0-9]{1,5}", address, re.ASCII) is not None)
+    return _word(text)
+
+
+def _advertised(text: str) -> str:
+    host, port = host_and_port(text)
+    _require(host not in ("0.0.0.0", "::", "0") and (port is None or 1 <= port <= 65_535))
+    return text
+
+
 def many(parser: Parser) -> Parser:
     """Several, separated by commas."""
 
@@ -203,10 +274,34 @@ def many(parser: Parser) -> Parser:
     return Parser(expected, parse, holds, f"a tuple, each of it {parser.expected}")
 
 
+def joined(parser: Parser) -> Parser:
+    """Several in one text, separated by commas, where what comes of it is passed on as it stands."""
+
+    def parse(text: str) -> str:
+        parts = [parser.parse(part.strip()) for part in text.split(",") if part.strip()]
+        _require(bool(parts))
+        return ",".join(parts)
+
+    return Parser(f"{parser.expected}, several separated by commas", parse, _is_text(parse))
+
+
+def _subject_token(text: str) -> str:
+    _require(re.fullmatch(r"[A-Za-z0-9_-]+", text, re.ASCII) is not None)
+    return text
+
+
 FLAG = Parser("1, true, yes or on; 0, false, no or off", _flag, _is(bool), in_code="True or False")
 TEXT = Parser("text without control characters", _text, _is_text(_text))
 HOST = Parser("a host name or an IP address", _word, _is_text(_word))
-NAME = Parser("a name without spaces", _word, _is_text(_word))
+ADVERTISED = Parser(
+    "host or host:port that others can reach, never 0.0.0.0, [::] or port 0", _advertised, _is_text(_advertised)
+)
+NETWORK = Parser("a network such as 10.0.0.0/8, or an address", _network, _is_text(_network))
+PORTS = Parser("a port, or two with - between them", _ports, _is_text(_ports))
+STATIC_BACKEND = Parser(
+    "host:port/metrics_port, such as 10.0.1.5:3000/9090", _static_backend, _is_text(_static_backend)
+)
+SUBJECT_TOKEN = Parser("letters, digits, _ and -", _subject_token, _is_text(_subject_token))
 SECRET = Parser(
     "one line without control characters",
     _secret,
@@ -245,6 +340,12 @@ class Settings:
     wire: Literal["0.7", "0.8", "0.9"] = "0.8"
     namespace: str = "dynamo"
     nats_server: str | None = dataclass_field(default=None, repr=False)  # URLs may carry credentials
+    nats_username: str | None = None
+    nats_password: Secret | None = None
+    nats_token: Secret | None = None
+    nats_nkey: Secret | None = None
+    nats_credentials_file: str | None = None
+    nats_ca_file: str | None = None
     etcd_endpoints: tuple[str, ...] = dataclass_field(default=(), repr=False)
     tcp_rpc_host: str | None = None
     tcp_rpc_port: int = 0
@@ -265,11 +366,26 @@ class Settings:
     http2_keep_alive_timeout_seconds: float = 10.0
     http2_adaptive_window: bool = True
     load_balancers: tuple[str, ...] = dataclass_field(default=(), repr=False)
+    advertise_address: str | None = None
+    registration_token: Secret | None = None
     announce_interval_seconds: float = 30.0
     metrics_port: int | None = None
     health_check_interval_seconds: float = 5.0
     health_check_timeout_seconds: float = 2.0
     health_check_path: str = "/metrics"
+    balancer_port: int = 8080
+    health_check_rise: int = 2
+    health_check_fall: int = 2
+    registration_access: Literal["token", "open"] = "token"
+    registration_token_previous: Secret | None = None
+    registration_rate: int = 20
+    allowed_networks: tuple[str, ...] = ()
+    allowed_ports: tuple[str, ...] = ("80", "443", "1024-65535")
+    static_backends: tuple[str, ...] = ()
+    max_backends: int = 10_000
+    max_backends_per_caller: int = 1_024
+    backend_expiry_seconds: float = 90.0
+    panic_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         """Raise SettingsError unless each value is one that its variable could have given."""
@@ -399,12 +515,14 @@ GROUPS: Mapping[str, str] = {
     "Access to metrics": "Who may read `/metrics` and what is behind the same gate.",
     "Exporter": "Where the exporter listens and what it holds.",
     "Request plane": (
-        "Read and checked at start already, so that a deployment's variables can be tested; the planes themselves "
-        "are not part of this release."
+        "The mode decides where KV metrics and events go ([kv.md](kv.md)). The variables of the planes themselves are "
+        "read and checked at start already, so that a deployment's can be tested; they are not part of this release."
     ),
-    "Discovery": "Read and checked at start already; announcing and health checks are not part of this release.",
+    "NATS": "Where KV metrics and events of LLM workers go, and how to log in there. URLs may carry credentials too.",
+    "Discovery": "How a backend makes itself known, and how it is checked ([discovery.md](discovery.md)).",
+    "Balancer": "What `rkmetrics lb` lets in, and when a backend comes and goes ([discovery.md](discovery.md)).",
 }
-_ACCESS, _EXPORTER, _PLANE, _DISCOVERY = GROUPS
+_ACCESS, _EXPORTER, _PLANE, _NATS, _DISCOVERY, _BALANCER = GROUPS
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -475,22 +593,39 @@ SETTINGS: tuple[Setting, ...] = (
         "Use the Python cells even where the native ones are built.",
         _EXPORTER,
     ),
+    Setting("request_plane", "DYN_REQUEST_PLANE", one_of("tcp", "http", "nats"), "How requests travel.", _PLANE),
     Setting(
         "kv_plane",
         "RKMETRICS_KV_PLANE",
         one_of("auto", "nats", "off"),
-        "Where KV metrics and events are published: `auto` follows the request plane.",
-        _PLANE,
+        "Whether KV metrics and events go to NATS: `auto` follows the request plane (on in nats mode, off in http, "
+        "in tcp on where NATS_SERVER is set), `nats` and `off` overrule it.",
+        _NATS,
     ),
-    Setting("request_plane", "DYN_REQUEST_PLANE", one_of("tcp", "http", "nats"), "How requests travel.", _PLANE),
     Setting("wire", "DYN_WIRE", one_of("0.7", "0.8", "0.9"), "The Dynamo version whose wire forms are spoken.", _PLANE),
-    Setting("namespace", "DYN_NAMESPACE", NAME, "The Dynamo namespace.", _PLANE),
+    Setting(
+        "namespace", "DYN_NAMESPACE", SUBJECT_TOKEN, "The Dynamo namespace; it becomes part of NATS subjects.", _PLANE
+    ),
     Setting(
         "nats_server",
         "NATS_SERVER",
-        url("nats", "tls", "ws", "wss"),
+        joined(url("nats", "tls", "ws", "wss")),
         "The NATS server; nats mode takes nats://localhost:4222 when it is unset, tcp mode then uses no NATS at all.",
-        _PLANE,
+        _NATS,
+    ),
+    Setting("nats_username", "NATS_AUTH_USERNAME", TEXT, "The user at NATS; needs NATS_AUTH_PASSWORD.", _NATS),
+    Setting("nats_password", "NATS_AUTH_PASSWORD", SECRET, "The user's password.", _NATS),
+    Setting("nats_token", "NATS_AUTH_TOKEN", SECRET, "A token for NATS, where there is no user.", _NATS),
+    Setting("nats_nkey", "NATS_AUTH_NKEY", SECRET, "The seed of an NKey, where there is neither.", _NATS),
+    Setting(
+        "nats_credentials_file", "NATS_AUTH_CREDENTIALS_FILE", TEXT, "A .creds file, where none of them is.", _NATS
+    ),
+    Setting(
+        "nats_ca_file",
+        "NATS_TLS_CA_CERT_PATH",
+        TEXT,
+        "The authorities (PEM) that may have signed the certificate of a tls:// server. Unset: the system's.",
+        _NATS,
     ),
     Setting(
         "etcd_endpoints",
@@ -571,8 +706,23 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "load_balancers",
         "RKMETRICS_LOAD_BALANCERS",
-        many(url("http", "https")),
+        many(server("http", "https")),
         "The load balancers to which this process announces itself.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "advertise_address",
+        "RKMETRICS_ADVERTISE_ADDRESS",
+        ADVERTISED,
+        "The address that is announced, for traffic. Unset: the address that is bound; of all of them, the first that "
+        "is not loopback.",
+        _DISCOVERY,
+    ),
+    Setting(
+        "registration_token",
+        "RKMETRICS_REGISTRATION_TOKEN",
+        SECRET,
+        "The bearer token of registrations: shown by who announces, asked for by a balancer.",
         _DISCOVERY,
     ),
     Setting(
@@ -605,5 +755,88 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "health_check_path", "RKMETRICS_HEALTH_CHECK_PATH", URL_PATH, "The path that a check asks for.", _DISCOVERY
+    ),
+    Setting(
+        "balancer_port", "RKMETRICS_LB_PORT", PORT, "The port that `rkmetrics lb` binds; 0 takes a free one.", _BALANCER
+    ),
+    Setting(
+        "health_check_rise",
+        "RKMETRICS_HEALTH_CHECK_RISE",
+        whole(1, 100),
+        "Good checks in a row after which a backend that has left is back in the pool.",
+        _BALANCER,
+    ),
+    Setting(
+        "health_check_fall",
+        "RKMETRICS_HEALTH_CHECK_FALL",
+        whole(1, 100),
+        "Checks without an answer, in a row, after which a backend leaves the pool.",
+        _BALANCER,
+    ),
+    Setting(
+        "registration_access",
+        "RKMETRICS_REGISTRATION_ACCESS",
+        one_of("token", "open"),
+        "`open` lets everybody register who is inside the allowed networks, without a token.",
+        _BALANCER,
+    ),
+    Setting(
+        "registration_token_previous",
+        "RKMETRICS_REGISTRATION_TOKEN_PREVIOUS",
+        SECRET,
+        "A second registration token that is still valid while tokens are rotated.",
+        _BALANCER,
+    ),
+    Setting(
+        "registration_rate",
+        "RKMETRICS_REGISTRATION_RATE",
+        COUNT,
+        "Registrations a second that one caller may send, after five times as many at once.",
+        _BALANCER,
+    ),
+    Setting(
+        "allowed_networks",
+        "RKMETRICS_ALLOWED_NETWORKS",
+        many(NETWORK),
+        "Where backends may be. Unset: at the address of who registers them, and no special one (loopback, link-local, "
+        "metadata).",
+        _BALANCER,
+    ),
+    Setting(
+        "allowed_ports",
+        "RKMETRICS_ALLOWED_PORTS",
+        many(PORTS),
+        "Ports that backends may have, for traffic and for vitals.",
+        _BALANCER,
+    ),
+    Setting(
+        "static_backends",
+        "RKMETRICS_STATIC_BACKENDS",
+        many(STATIC_BACKEND),
+        "Backends that are always known; they are checked like the others.",
+        _BALANCER,
+    ),
+    Setting("max_backends", "RKMETRICS_MAX_BACKENDS", COUNT, "How many backends are known at most.", _BALANCER),
+    Setting(
+        "max_backends_per_caller",
+        "RKMETRICS_MAX_BACKENDS_PER_CALLER",
+        COUNT,
+        "How many of them one caller may have registered.",
+        _BALANCER,
+    ),
+    Setting(
+        "backend_expiry_seconds",
+        "RKMETRICS_BACKEND_EXPIRY",
+        seconds(1, DAY_SECONDS),
+        "When a backend is forgotten that is down and has not announced itself again; at least three of its announce "
+        "intervals.",
+        _BALANCER,
+    ),
+    Setting(
+        "panic_ratio",
+        "RKMETRICS_PANIC_RATIO",
+        ratio(),
+        "When fewer than this part of the pool can be heard, those that fell silent stay listed; 0 never keeps them.",
+        _BALANCER,
     ),
 )

@@ -18,6 +18,10 @@ class Route(StrEnum):
     METRICS = "metrics"
     TELEMETRY = "telemetry"
     VITALS = "vitals"
+    KV_METRICS = "kv_metrics"
+    REGISTER = "register"
+    BACKENDS = "backends"
+    SD = "sd"
     OTHER = "other"
 
 
@@ -25,16 +29,22 @@ class StatusCode(StrEnum):
     """The answers that our routes give."""
 
     OK = "200"
+    CREATED = "201"
+    NOT_MODIFIED = "304"
     BAD_REQUEST = "400"
     UNAUTHORIZED = "401"
     FORBIDDEN = "403"
     NOT_FOUND = "404"
     METHOD_NOT_ALLOWED = "405"
+    TIMEOUT = "408"
+    CONFLICT = "409"
     TOO_LARGE = "413"
     URI_TOO_LONG = "414"
+    TOO_MANY = "429"
     HEADERS_TOO_LARGE = "431"
     ERROR = "500"
     UNAVAILABLE = "503"
+    FULL = "507"
 
 
 class AuthFailure(StrEnum):

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.bench import memory
-from tests.bench.base import Case, Run, Scale
+from tests.bench.base import Case, Run, Scale, Skipped
 from tests.bench.cases import CASES
 from tests.bench.machine import facts
 from tests.bench.report import dump, markdown, promised, rewrite, table
@@ -51,6 +51,14 @@ def _scale(arguments: argparse.Namespace) -> Scale:
     return Scale.full() if arguments.full else Scale()
 
 
+def _measure(case: Case, scale: Scale) -> dict[str, list[float]]:
+    try:
+        return {name: list(found) for name, found in case.measure(scale).items()}
+    except Skipped as skipped:
+        print(f"{case.name} is left out: {skipped}", file=sys.stderr)
+        return {}
+
+
 def _measured(case: Case, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Measure one case in an interpreter of its own."""
     size = ["--full"] * arguments.full + ["--tiny"] * arguments.tiny
@@ -71,7 +79,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return 0
     scale = _scale(arguments)
     if arguments.child:
-        print(json.dumps({name: list(found) for name, found in CASES[arguments.child].measure(scale).items()}))
+        print(json.dumps(_measure(CASES[arguments.child], scale)))
         return 0
     run = Run()
     machine, taken = facts(), datetime.now(UTC).date().isoformat()

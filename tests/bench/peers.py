@@ -20,6 +20,10 @@ DISTRIBUTIONS = (
     "opentelemetry-exporter-prometheus",
     "pytheus",
     "aioprometheus",
+    "nats-py",
+    "httpx2",
+    "aiohttp",
+    "uvloop",
 )
 
 

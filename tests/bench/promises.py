@@ -131,5 +131,17 @@ PROMISES = (
         1.0,
         _slower_than_prometheus(("pure inc", "pure set", "pure observe")),
     ),
+    Promise(
+        "nats-py's publish to our NATS sink",
+        0.8,
+        _ratio("kv nats metrics", "nats-py, publish", OURS),
+        at_most=False,
+    ),
+    Promise(
+        "httpx2's poll of a worker to ours, new state",
+        3,
+        _ratio("polling", "httpx2", f"{OURS}, new state"),
+        at_most=False,
+    ),
     Promise("pure Python: text page to prometheus_client's", 1.0, _slower_than_prometheus(("pure text mix",))),
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
+
+from tests.services.etcd_server import EtcdServer
+from tests.services.nats_server import NatsServer, free_port
 
 # For bugs only: what is waited for comes within a second or two.
 PATIENCE_SECONDS = 60
@@ -28,17 +30,11 @@ def program(name: str, package: str) -> str:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Prometheus:
     """A Prometheus that scrapes every 200 ms, and is asked over its HTTP API."""
 
-    def __init__(self, binary: str, folder: Path, targets: dict[str, str], flags: tuple[str, ...]) -> None:
-        """targets: job to URL."""
+    def __init__(self, binary: str, folder: Path, targets: Mapping[str, Target], flags: tuple[str, ...]) -> None:
+        """targets: job to the URL of its one target, or to the rest of its configuration."""
         self.url = f"http://127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
         config.write_text(json.dumps(_config(targets)))  # JSON is YAML
@@ -83,13 +79,20 @@ class Prometheus:
         self._log.close()
 
 
-def _config(targets: dict[str, str]) -> dict[str, Any]:
-    jobs = []
-    for job, url in targets.items():
-        host, _, path = url.removeprefix("http://").partition("/")
-        jobs.append({"job_name": job, "metrics_path": f"/{path}", "static_configs": [{"targets": [host]}]})
+Target = str | dict[str, Any]
+
+
+def _config(targets: Mapping[str, Target]) -> dict[str, Any]:
+    jobs: list[dict[str, Any]] = []
+    for job, found in targets.items():
+        jobs.append({"job_name": job, **(_static(found) if isinstance(found, str) else found)})
     interval = {"scrape_interval": "200ms", "scrape_timeout": "200ms"}
-    return {"global": interval, "scrape_configs": [{**job, **interval} for job in jobs]}
+    return {"global": interval, "scrape_configs": [{**interval, **job} for job in jobs]}
+
+
+def _static(url: str) -> dict[str, Any]:
+    host, _, path = url.removeprefix("http://").partition("/")
+    return {"metrics_path": f"/{path}", "static_configs": [{"targets": [host]}]}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def start_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
     binary = program("prometheus", "prometheus")
     started: list[Prometheus] = []
 
-    def start(targets: dict[str, str], *flags: str) -> Prometheus:
+    def start(targets: Mapping[str, Target], *flags: str) -> Prometheus:
         server = Prometheus(binary, tmp_path_factory.mktemp("prometheus"), targets, flags)
         started.append(server)
         return server
@@ -111,3 +114,58 @@ def start_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 @pytest.fixture(scope="session")
 def promtool() -> str:
     return program("promtool", "prometheus")
+
+
+@pytest.fixture(scope="session")
+def nats_binary() -> str:
+    pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
+    return program("nats-server", "nats-server")
+
+
+@pytest.fixture(scope="session")
+def nats_server(nats_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One for all tests that do it no harm; each takes a namespace of its own."""
+    server = NatsServer(nats_binary, tmp_path_factory.mktemp("nats")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_nats(nats_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., NatsServer]]:
+    """Servers of a test's own; not started yet."""
+    made: list[NatsServer] = []
+
+    def make(**options: Any) -> NatsServer:
+        made.append(NatsServer(nats_binary, tmp_path_factory.mktemp("nats"), **options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def etcd_binary() -> str:
+    return program("etcd", "etcd-server")
+
+
+@pytest.fixture(scope="session")
+def etcd_server(etcd_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """One for all tests that do it no harm; each takes a prefix of its own."""
+    server = EtcdServer(etcd_binary, tmp_path_factory.mktemp("etcd")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_etcd(etcd_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., EtcdServer]]:
+    """Servers of a test's own; not started yet."""
+    made: list[EtcdServer] = []
+
+    def make(**options: Any) -> EtcdServer:
+        made.append(EtcdServer(etcd_binary, tmp_path_factory.mktemp("etcd"), **options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
