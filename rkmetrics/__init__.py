@@ -10,8 +10,8 @@
     lobby.messages["text"].inc()
     rk.serve(registry, port=9090)
 
-Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve` and `rk.collectors` load what they need when they
-are first used.
+Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve`, `rk.collectors`, `rk.discovery` and `rk.kv` load
+what they need when they are first used.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING, Any
 from rkmetrics.cells import IMPLEMENTATION, CounterCell, GaugeCell, GaugeShare, HistogramCell, Timer
 from rkmetrics.errors import (
     ActorNameError,
+    BackendError,
     DefinitionError,
+    FetchError,
+    KvValueError,
     LabelValueError,
     MissingExtraError,
+    PayloadError,
     RegistryError,
     RkMetricsError,
     ServeError,
@@ -36,7 +40,7 @@ from rkmetrics.registry import Access, Registry
 from rkmetrics.settings import Secret, Settings
 
 if TYPE_CHECKING:
-    from rkmetrics import asgi, bridges, collectors
+    from rkmetrics import asgi, bridges, collectors, discovery, kv
     from rkmetrics.actor import ActorMetrics
     from rkmetrics.server import Server, serve
 
@@ -49,20 +53,24 @@ __all__ = [
     "Access",
     "ActorMetrics",
     "ActorNameError",
+    "BackendError",
     "Cells",
     "Counter",
     "CounterCell",
     "DefinitionError",
+    "FetchError",
     "Gauge",
     "GaugeCell",
     "GaugeShare",
     "Health",
     "Histogram",
     "HistogramCell",
+    "KvValueError",
     "LabelValueError",
     "MetricSet",
     "MissingExtraError",
     "OneOf",
+    "PayloadError",
     "Peak",
     "Registry",
     "RegistryError",
@@ -79,6 +87,8 @@ __all__ = [
     "asgi",
     "bridges",
     "collectors",
+    "discovery",
+    "kv",
     "serve",
 ]
 
@@ -90,6 +100,8 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "asgi": ("rkmetrics.asgi", None),
     "bridges": ("rkmetrics.bridges", None),
     "collectors": ("rkmetrics.collectors", None),
+    "discovery": ("rkmetrics.discovery", None),
+    "kv": ("rkmetrics.kv", None),
 }
 
 

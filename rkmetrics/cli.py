@@ -15,24 +15,33 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rkmetrics.errors import RkMetricsError, ServeError, SettingsError
-from rkmetrics.settings import SETTINGS, Settings
+from rkmetrics.errors import AssetError, RkMetricsError, ServeError, SettingsError
+from rkmetrics.settings import SETTINGS, Parser, Secret, Settings, seconds, whole
 
 if TYPE_CHECKING:
+    from rkmetrics.definition import MetricDefinition
     from rkmetrics.guard import Budget
+    from rkmetrics.kv.aggregator import KvTotal, WorkerState
     from rkmetrics.metricset import MetricSet
     from rkmetrics.runtime import Node
 
 __all__ = [
     "COMMANDS",
     "Command",
+    "assets_aliases",
+    "assets_check",
+    "assets_migrate",
     "budget",
     "catalogue",
     "docs",
     "info",
+    "kv_publish",
+    "kv_watch",
+    "lb",
     "main",
     "scrape_config",
     "serve",
@@ -95,13 +104,15 @@ def serve(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) 
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     host = settings.host if arguments.host is None else arguments.host
-    port = settings.port if arguments.port is None else arguments.port
+    told_port = arguments.metrics_port if arguments.port is None else arguments.port
+    told = {field: getattr(arguments, field) for field in ANNOUNCED if getattr(arguments, field) is not None}
+    port = settings.port if told_port is None else told_port
     plan = Plan(
-        dataclasses.replace(settings, host=host, port=port),
+        dataclasses.replace(settings, host=host, port=port, **told),
         app=arguments.app,
         demo=arguments.demo,
         open=arguments.open,
-        any_port=arguments.demo and arguments.port is None and settings.port == Settings().port,
+        any_port=arguments.demo and told_port is None and settings.port == Settings().port,
         environ=environ,
     )
     with stop_signal() as wait:
@@ -110,6 +121,44 @@ def serve(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) 
             print(f"{wait()}: draining, then shutting down", file=sys.stderr, flush=True)
     print("stopped", file=sys.stderr)
     return FINE
+
+
+def lb(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Run a balancer: it takes registrations, checks backends, and lists those that are up."""
+    from rkmetrics.runtime import Plan, balancing, stop_signal
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    host = settings.host if arguments.host is None else arguments.host
+    port = settings.balancer_port if arguments.port is None else arguments.port
+    plan = Plan(dataclasses.replace(settings, host=host, port=port), open=arguments.open, environ=environ)
+    with stop_signal() as wait:
+        with balancing(plan) as node:
+            print("\n".join(_balancer_greeting(node, opened=arguments.open)), flush=True)
+            print(f"{wait()}: shutting down", file=sys.stderr, flush=True)
+    print("stopped", file=sys.stderr)
+    return FINE
+
+
+def _balancer_greeting(node: Node, *, opened: bool) -> Iterable[str]:
+    settings = node.registry.settings
+    yield f"rkmetrics balances at {node.url}"
+    for path, what in BALANCER_SHOWN:
+        yield f"  {node.url}{path:<20} {what}"
+    networks = ", ".join(settings.allowed_networks) or ("this host" if opened else "the address of who registers")
+    yield f"Backends may be at: {networks}. They are checked each {settings.health_check_interval_seconds:g} s."
+    yield OPENED if opened else ACCESS[True, settings.metrics_access]
+    yield "Ctrl-C stops it."
+
+
+BALANCER_SHOWN = (
+    ("/register", "POST: where backends announce themselves"),
+    ("/backends", "the addresses that get traffic, as JSON"),
+    ("/backends?details=1", "all backends, with state and vitals"),
+    ("/sd", "metrics ports for Prometheus (http_sd_configs)"),
+    ("/metrics", "its own metrics"),
+    ("/health", "whether it runs"),
+)
+ANNOUNCED = ("load_balancers", "metrics_port", "advertise_address")  # flags of serve that stand in for settings
 
 
 def _greeting(node: Node, *, opened: bool) -> Iterable[str]:
@@ -132,6 +181,7 @@ SHOWN = (
     ("/vitals", "its vitals as JSON"),
     ("/metadata", "version, actor names, catalogue"),
     ("/telemetry", "the discovery protocol's nine families"),
+    ("/kv_metrics", "the latest state of each LLM worker here"),
 )
 OPENED = "Metrics are open to this host, without a token."
 ACCESS: Mapping[tuple[bool, str], str] = {
@@ -170,7 +220,13 @@ def info(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -
 
 
 def catalogue(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
-    """Print the metrics of the sets that ship, or of an application's registry."""
+    """Print the metrics of the sets that ship, or of an application's registry; or what changed between two lists."""
+    if arguments.what == "diff":
+        return _catalogue_diff(arguments)
+    if arguments.files:
+        return _trouble(
+            WRONG_USE, f"unexpected {str(arguments.files[0])!r}: files go with `rkmetrics catalogue diff A B`"
+        )
     definitions = [definition for known in _sets(arguments.app) for definition in known.definitions()]
     rows = [
         {
@@ -185,6 +241,22 @@ def catalogue(arguments: Arguments, settings: Settings, environ: Mapping[str, st
         for definition in definitions
     ]
     return _print(arguments, rows, (_catalogue_line(row) for row in rows))
+
+
+def _catalogue_diff(arguments: Arguments) -> int:
+    from rkmetrics.assets.catalogue_diff import BREAKS, UNEXPLAINED, diff, load
+
+    if len(arguments.files) != 2:
+        return _trouble(WRONG_USE, "expected two files, old and new, that `rkmetrics catalogue --json` printed")
+    try:
+        old, new = (load(path.read_text(encoding="utf-8"), str(path)) for path in arguments.files)
+    except (AssetError, OSError, UnicodeDecodeError) as error:
+        return _trouble(WRONG_USE, error)
+    changes = diff(old, new)
+    _print(
+        arguments, [dataclasses.asdict(change) for change in changes], map(str, changes) if changes else ("no change",)
+    )
+    return FINDINGS if any(change.effect in (BREAKS, UNEXPLAINED) for change in changes) else FINE
 
 
 def _catalogue_line(row: Mapping[str, Any]) -> str:
@@ -294,6 +366,84 @@ def docs(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -
     return FINDINGS if changed and arguments.check else FINE
 
 
+# --- dashboards and rules ---------------------------------------------------------------------------------------------
+
+
+def assets_check(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Check the queries of dashboards and rule files against the catalogue."""
+    from rkmetrics.assets.checking import check_files
+    from rkmetrics.assets.report import FORMATS
+    from rkmetrics.assets.rules import CHECKS, SYNTAX, UNREADABLE
+    from rkmetrics.assets.tables import names
+
+    wrong = _unknown("--ignore", arguments.ignore, [*(check.name for check in CHECKS), SYNTAX, UNREADABLE])
+    wrong = wrong or _unknown("--table", arguments.table, names()) or _missing(arguments.files)
+    if wrong:
+        return _trouble(WRONG_USE, wrong)
+    found = check_files(
+        arguments.files,
+        _definitions(arguments.app),
+        tables=arguments.table,
+        labels=arguments.label,
+        ignore=arguments.ignore,
+    )
+    print(FORMATS[arguments.format](found), end="")
+    print(f"{found.queries} queries in {found.files} files: {len(found)} problems", file=sys.stderr)
+    return FINDINGS if found else FINE
+
+
+def assets_migrate(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Rewrite old names in dashboards and rule files, in place; say what cannot be rewritten."""
+    from rkmetrics.assets.migrate import write
+    from rkmetrics.assets.migrating import migrate_files, unified
+    from rkmetrics.assets.report import as_text
+    from rkmetrics.assets.tables import names
+
+    tables = arguments.table or ["catalogue"]
+    if wrong := _unknown("--table", tables, names()) or _missing(arguments.files):
+        return _trouble(WRONG_USE, wrong)
+    left = queries = files = 0
+    for each in migrate_files(arguments.files, tables, dict(arguments.label), _definitions(arguments.app)):
+        queries, files, left = queries + each.queries, files + each.changed, left + len(each.problems)
+        if arguments.diff:
+            print(unified(each), end="")
+        elif each.changed and arguments.check:
+            print(each.file)
+        elif each.changed:
+            write(Path(each.file), each.text)
+        print(as_text(each.problems), end="", file=sys.stderr)
+    dry = arguments.diff or arguments.check
+    done = "to rewrite" if dry else "rewritten"
+    print(f"{queries} queries {done} in {files} files; {left} that cannot be", file=sys.stderr)
+    return FINDINGS if left or (dry and files) else FINE
+
+
+def assets_aliases(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Print recording rules that keep old names alive until the version that ends each."""
+    from rkmetrics import __version__
+    from rkmetrics.assets.aliases import aliases, rule_file
+
+    version = arguments.version or __version__
+    definitions = [definition for known in _sets(arguments.app) for definition in known.definitions()]
+    print(rule_file(aliases(definitions, version, keep=arguments.keep), version), end="")
+    return FINE
+
+
+def _definitions(app: str | None) -> list[MetricDefinition]:
+    """An application's own metrics, which come beside those that ship."""
+    return [definition for known in _sets(app) for definition in known.definitions()] if app else []
+
+
+def _unknown(flag: str, given: Iterable[str], known: Sequence[str]) -> str:
+    wrong = next((name for name in given if name not in known), None)
+    return "" if wrong is None else f"{flag} {wrong}: expected one of: {', '.join(known)}"
+
+
+def _missing(paths: Iterable[Path]) -> str:
+    gone = next((path for path in paths if not path.exists()), None)
+    return "" if gone is None else f"{gone}: no such file or folder"
+
+
 def version(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
     """Print the version."""
     from rkmetrics import __version__
@@ -307,6 +457,70 @@ def _print(arguments: Arguments, found: object, lines: Iterable[str]) -> int:
     else:
         print("\n".join(lines))
     return FINE
+
+
+# --- KV metrics -------------------------------------------------------------------------------------------------------
+
+
+def kv_watch(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Show LLM workers as a live table: those at URLs by polling, or else those that publish over NATS."""
+    import asyncio
+
+    from rkmetrics.kv.watch import document, frame, watch
+    from rkmetrics.registry import Registry
+
+    registry = Registry(settings, builtin=False)
+    if not arguments.url and (why := _why_without_nats(settings)):
+        return _trouble(WRONG_USE, f"{why}: name URLs to poll, or set NATS_SERVER")
+    clear = "\x1b[H\x1b[J" if sys.stdout.isatty() and not arguments.once else ""
+
+    def show(states: list[WorkerState], total: KvTotal) -> None:
+        text = json.dumps(document(states, total)) if arguments.json else frame(states, total)
+        print(f"{clear}{text}", flush=True)
+
+    watching = watch(registry, show, urls=arguments.url, token=_first_token(settings), once=arguments.once)
+    try:
+        return FINE if asyncio.run(watching) else FINDINGS
+    except KeyboardInterrupt:
+        return FINE
+
+
+def kv_publish(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Publish the states of a worker that is not there over NATS, for trying out."""
+    import asyncio
+
+    from rkmetrics.kv.plane import KvPlane
+    from rkmetrics.kv.publisher import WorkerMetricsPublisher
+    from rkmetrics.kv.watch import simulate
+    from rkmetrics.registry import Registry
+
+    if why := _why_without_nats(settings):
+        return _trouble(WRONG_USE, f"{why}: nobody would hear of it; set NATS_SERVER, or RKMETRICS_KV_PLANE=nats")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    registry = Registry(settings, builtin=False)
+    publisher = WorkerMetricsPublisher(registry, actor_name="trial", worker_id=arguments.worker_id)
+    print(f"worker {publisher.worker_id} of namespace {settings.namespace}, wire {settings.wire}", flush=True)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(
+            simulate(publisher, blocks=arguments.blocks, count=arguments.count, interval_seconds=arguments.interval)
+        )
+    plane = KvPlane.of(registry)
+    plane.close()
+    return FINE if plane.sent else _trouble(FINDINGS, "nothing was sent: NATS was not reached")
+
+
+def _why_without_nats(settings: Settings) -> str | None:
+    from rkmetrics.kv.plane import why_without_nats
+
+    return why_without_nats(settings)
+
+
+def _first_token(settings: Settings) -> Secret | None:
+    """The token that the targets know as well, if this environment is theirs."""
+    if settings.metrics_token_file is None:
+        return settings.metrics_token
+    lines = Path(settings.metrics_token_file).read_bytes().split()
+    return Secret(lines[0]) if lines else settings.metrics_token
 
 
 # --- the arguments ----------------------------------------------------------------------------------------------------
@@ -325,8 +539,10 @@ class Command(NamedTuple):
 
 def _as_setting(field: str) -> Callable[[str], Any]:
     """Make the reader of an argument that stands in for a setting."""
-    parser = next(setting.parser for setting in SETTINGS if setting.field == field)
+    return _reader(next(setting.parser for setting in SETTINGS if setting.field == field))
 
+
+def _reader(parser: Parser) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             return parser.parse(text)
@@ -354,11 +570,22 @@ def _target(text: str) -> str:
     return text
 
 
+def _renaming(text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([A-Za-z_]\w*)=([A-Za-z_]\w*)", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected OLD=NEW, such as model_name=actor_name")
+    return match[1], match[2]
+
+
 def _optional(word: str) -> Argument:
     """The second word of a command that has only one so far."""
     return (("what",), {"nargs": "?", "choices": (word,), "default": word, "help": argparse.SUPPRESS})
 
 
+FILES: Argument = (
+    ("files",),
+    {"nargs": "+", "type": Path, "metavar": "FILE", "help": "dashboards, rule files, folders"},
+)
 JSON: Argument = (("--json",), {"action": "store_true", "help": "print JSON"})
 APP: Argument = (("--app",), {"metavar": "MODULE:REGISTRY", "help": "an application's registry, instead of our own"})
 
@@ -372,10 +599,59 @@ COMMANDS: tuple[Command, ...] = (
             (("--open",), {"action": "store_true", "help": "serve metrics without a token; loopback addresses only"}),
             (("--host",), {"type": _as_setting("host"), "help": "address to bind (RKMETRICS_HOST)"}),
             (("--port",), {"type": _as_setting("port"), "help": "port to bind, 0 for a free one (RKMETRICS_PORT)"}),
+            (
+                ("--discovery-lb",),
+                {
+                    "dest": "load_balancers",
+                    "metavar": "HOST:PORT,...",
+                    "type": _as_setting("load_balancers"),
+                    "help": "load balancers to announce this node to (RKMETRICS_LOAD_BALANCERS)",
+                },
+            ),
+            (
+                ("--metrics-port",),
+                {
+                    "type": _as_setting("metrics_port"),
+                    "help": "metrics port to announce, and to bind unless --port names another",
+                },
+            ),
+            (
+                ("--advertise",),
+                {
+                    "dest": "advertise_address",
+                    "metavar": "HOST[:PORT]",
+                    "type": _as_setting("advertise_address"),
+                    "help": "address to announce (RKMETRICS_ADVERTISE_ADDRESS)",
+                },
+            ),
+        ),
+    ),
+    Command(
+        ("lb",),
+        lb,
+        (
+            (("--open",), {"action": "store_true", "help": "no token is asked for; loopback addresses only"}),
+            (("--host",), {"type": _as_setting("host"), "help": "address to bind (RKMETRICS_HOST)"}),
+            (
+                ("--port",),
+                {"type": _as_setting("balancer_port"), "help": "port to bind, 0 for a free one (RKMETRICS_LB_PORT)"},
+            ),
         ),
     ),
     Command(("info",), info, (JSON,)),
-    Command(("catalogue",), catalogue, (_optional("list"), APP, JSON)),
+    Command(
+        ("catalogue",),
+        catalogue,
+        (
+            (("what",), {"nargs": "?", "choices": ("list", "diff"), "default": "list", "help": "list, or diff A B"}),
+            (
+                ("files",),
+                {"nargs": "*", "type": Path, "metavar": "FILE", "help": "of diff: what --json printed, then and now"},
+            ),
+            APP,
+            JSON,
+        ),
+    ),
     Command(("budget",), budget, (APP, JSON)),
     Command(("settings",), show_settings, (_optional("show"), JSON)),
     Command(
@@ -399,11 +675,122 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command(
+        ("kv", "watch"),
+        kv_watch,
+        (
+            (("url",), {"nargs": "*", "metavar": "URL", "help": "poll /kv_metrics there, with METRICS_TOKEN"}),
+            (("--once",), {"action": "store_true", "help": "print one table and end; exit 1 when nobody is heard"}),
+            JSON,
+        ),
+    ),
+    Command(
+        ("kv", "publish"),
+        kv_publish,
+        (
+            (
+                ("--worker-id",),
+                {"type": _reader(whole(0, 2**64 - 1)), "metavar": "ID", "help": "a random one by default"},
+            ),
+            (
+                ("--blocks",),
+                {"type": _reader(whole(1, 2**40)), "default": 1000, "help": "of its KV cache (%(default)s)"},
+            ),
+            (("--count",), {"type": _reader(whole(0, 2**40)), "default": 0, "help": "publications; 0 for no end"}),
+            (
+                ("--interval",),
+                {"type": _reader(seconds(0.001, 3_600)), "default": 0.1, "metavar": "SECONDS", "help": "(%(default)s)"},
+            ),
+        ),
+    ),
+    Command(
         ("assets", "docs"),
         docs,
         (
             (("--check",), {"action": "store_true", "help": "write nothing; exit 1 when a page is not current"}),
             (("folder",), {"nargs": "?", "type": Path, "help": "where they are; docs in the repository"}),
+        ),
+    ),
+    Command(
+        ("assets", "check"),
+        assets_check,
+        (
+            FILES,
+            APP,
+            (
+                ("--format",),
+                {
+                    "choices": ("text", "json", "sarif", "github"),
+                    "default": "text",
+                    "help": "of the report (%(default)s)",
+                },
+            ),
+            (("--json",), {"dest": "format", "action": "store_const", "const": "json", "help": "--format json"}),
+            (
+                ("--label",),
+                {
+                    "action": "append",
+                    "default": [],
+                    "metavar": "NAME",
+                    "help": "a label that your relabelling attaches",
+                },
+            ),
+            (
+                ("--table",),
+                {
+                    "action": "append",
+                    "default": [],
+                    "metavar": "TABLE",
+                    "help": "report the old names of this table too",
+                },
+            ),
+            (("--ignore",), {"action": "append", "default": [], "metavar": "CHECK", "help": "leave a check out"}),
+        ),
+    ),
+    Command(
+        ("assets", "migrate"),
+        assets_migrate,
+        (
+            FILES,
+            APP,
+            (
+                ("--table",),
+                {
+                    "action": "append",
+                    "default": [],
+                    "metavar": "TABLE",
+                    "help": "catalogue, dynamo, vllm, rivetkit:B-C, ...",
+                },
+            ),
+            (
+                ("--label",),
+                {
+                    "action": "append",
+                    "default": [],
+                    "metavar": "OLD=NEW",
+                    "type": _renaming,
+                    "help": "what a label without a successor shall become",
+                },
+            ),
+            (("--diff",), {"action": "store_true", "help": "write nothing, print what would change"}),
+            (("--check",), {"action": "store_true", "help": "write nothing, name the files that would change"}),
+        ),
+    ),
+    Command(
+        ("assets", "aliases"),
+        assets_aliases,
+        (
+            APP,
+            (
+                ("--keep",),
+                {"type": _reader(whole(1, 1000)), "default": 2, "metavar": "N", "help": "minor versions (%(default)s)"},
+            ),
+            (
+                ("--version",),
+                {
+                    "type": _matching(r"[0-9]+(\.[0-9]+)*\S*", "a version such as 1.4.0"),
+                    "help": "leave out what has ended by this version; the one that runs by default",
+                },
+            ),
         ),
     ),
     Command(("version",), version, (JSON,)),

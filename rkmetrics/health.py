@@ -165,6 +165,7 @@ class Health:
         self._reached = _unreached()
         self._started: float | None = None
         self._sources: dict[str, Source] = {}
+        self.told_not_ready = 0  # checks of balancers that were answered so
 
     # --- liveness sources -----------------------------------------------------------------------------------------
 
@@ -252,6 +253,11 @@ class Health:
     def ready(self) -> bool:
         """Whether traffic is welcome: the answer of /health, of the vitals and of the ready gauge."""
         return self.status is Status.OK
+
+    def note_told(self, *, ready: bool) -> None:
+        """Count an answer to a balancer's check; a drain ends when all of them know."""
+        if not ready:
+            self.told_not_ready += 1
 
     def check(self) -> HealthReport:
         """Return the answer that every surface gives."""

@@ -1,7 +1,8 @@
 """Builds everything from settings, starts it and stops it in order; beside `cli.py` the only place that composes.
 
-    up    health `starting` -> server -> push -> demo -> health `ok`
-    down  health `draining` -> demo ends -> health `shutting_down` -> last push -> server closes -> health `shut_down`
+    up    health `starting` -> server -> push -> demo -> announcing -> health `ok`
+    down  health `draining` -> balancers have heard of it -> unlisted everywhere -> demo ends -> NATS has the last KV
+          events -> health `shutting_down` -> last push -> server closes -> health `shut_down`
 
 The server is the first to come and the last to go, so that /health tells each of these states while it lasts.
 """
@@ -16,23 +17,27 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from rkmetrics.errors import MissingExtraError, ServeError, SettingsError
+from rkmetrics.errors import BackendError, FetchError, MissingExtraError, ServeError, SettingsError
 from rkmetrics.registry import Registry
 from rkmetrics.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
+    from rkmetrics.discovery.announcer import Announcer
+    from rkmetrics.discovery.base import Backend, Source
+    from rkmetrics.discovery.membership import Place
     from rkmetrics.server import Server
 
 __all__ = [
     "EXTRAS",
     "Node",
     "Plan",
+    "balancing",
     "dialable",
     "extras",
     "load_registry",
@@ -48,6 +53,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "otlp": ("opentelemetry.sdk", "opentelemetry.exporter.otlp"),
     "zstd": ("compression.zstd" if sys.version_info >= (3, 14) else "zstandard",),
     "serve": ("uvicorn",),
+    "nats": ("nats",),
+    "dynamo": ("xxhash",),
 }
 # Either of them asks for the push (OpenTelemetry Protocol Exporter specification, "Configuration Options").
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -94,6 +101,83 @@ class Node:
 
 
 @contextmanager
+def balancing(plan: Plan) -> Generator[Node]:
+    """Run a balancer inside the block: its checks in a thread, its routes on a port. Raises ServeError.
+
+    It lists backends to who may read metrics, so that gate is always there; `open` is for loopback addresses only.
+    """
+    from rkmetrics.asgi.auth import Gate, LoopbackGate
+    from rkmetrics.discovery.balancer import Balancer
+    from rkmetrics.discovery.routes import routes
+    from rkmetrics.server import serve
+
+    settings = dataclasses.replace(plan.settings, metrics_enabled=True)
+    _refuse_balancer(plan, settings)
+    _raise_file_limit()
+    registry = Registry(settings)
+    try:
+        balancer = Balancer(registry, loopback=plan.open, sources=_etcd_sources(settings, registry))
+    except BackendError as error:
+        raise ServeError(f"RKMETRICS_STATIC_BACKENDS: {error}") from error
+    guard = LoopbackGate() if plan.open else Gate.for_registrations(settings, _count_failures(registry))
+    with ExitStack() as stack:
+        registry.health.begin_start()
+        stack.callback(registry.health.finish_shutdown)
+        server = serve(registry, settings.port, settings.host, open_loopback=plan.open, more=routes(balancer, guard))
+        stack.callback(server.close)
+        stack.enter_context(balancer.in_thread())
+        stack.callback(registry.health.begin_drain)
+        registry.health.start()
+        yield Node(registry, server, ())
+
+
+def _refuse_balancer(plan: Plan, settings: Settings) -> None:
+    """Raise ServeError for a balancer that nobody could read, or that everybody could join by accident."""
+    if plan.open:
+        return
+    if reason := why_no_token(settings):
+        raise ServeError(f"nobody could read /backends ({reason}): {HOW_TO_OPEN}; or --open on a loopback address")
+    if settings.registration_access == "token" and settings.registration_token is None:
+        raise ServeError(f"nobody could register (no token is set): {HOW_TO_LET_IN}; or --open on a loopback address")
+
+
+HOW_TO_LET_IN = (
+    "set RKMETRICS_REGISTRATION_TOKEN, or RKMETRICS_REGISTRATION_ACCESS=open to let everybody register who is inside "
+    "the allowed networks"
+)
+
+
+def _count_failures(registry: Registry) -> Callable[[str], None]:
+    def count(reason: str) -> None:
+        registry.exporter.auth_failures[reason].inc()
+
+    return count
+
+
+def _raise_file_limit() -> None:
+    """Take as many open files as the system gives: a connection to each backend is one."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a lower limit than it says
+        setrlimit(RLIMIT_NOFILE, (hard, hard))
+        log.debug("open files: %d, were %d", hard, soft)
+
+
+def _etcd_sources(settings: Settings, registry: Registry) -> tuple[Source, ...]:
+    if not settings.etcd_endpoints:
+        return ()
+    from rkmetrics.catalogue.etcd import Etcd as EtcdCells
+    from rkmetrics.discovery.etcd import EtcdSource
+    from rkmetrics.etcd.client import Etcd
+
+    client = Etcd(settings.etcd_endpoints)
+    return (EtcdSource(client, settings.namespace, metrics=registry.bind(EtcdCells)),)
+
+
+@contextmanager
 def running(plan: Plan) -> Generator[Node]:
     """Run a node inside the block. Raises ServeError when it must not, or cannot, start."""
     registry = _registry(plan)
@@ -106,14 +190,19 @@ def running(plan: Plan) -> Generator[Node]:
         stack.callback(server.close)
         _start_push(plan, registry, stack, notes)
         stack.callback(health.begin_shutdown)
-        _start_demo(plan, registry, stack)
-        stack.callback(_drain, registry)
+        stack.callback(_leave_nats, registry)
+        _start_demo(plan, registry, stack, notes)
+        announcer = _start_announcing(plan, registry, server, stack, notes)
+        stack.callback(_drain, registry, announcer)
         health.start()
         yield Node(registry, server, tuple(notes))
 
 
-def _drain(registry: Registry) -> None:
-    """Turn traffic away, long enough for a check that is on its way to hear it."""
+def _drain(registry: Registry, announcer: Announcer | None) -> None:
+    """Turn traffic away, until the balancers know; where there are none, long enough for a check to hear it."""
+    if announcer is not None:
+        announcer.leave()
+        return
     registry.health.begin_drain()
     time.sleep(DRAIN_SECONDS)
 
@@ -158,11 +247,69 @@ def _start_push(plan: Plan, registry: Registry, stack: ExitStack, notes: list[st
         notes.append(str(error))
 
 
-def _start_demo(plan: Plan, registry: Registry, stack: ExitStack) -> None:
+def _start_demo(plan: Plan, registry: Registry, stack: ExitStack, notes: list[str]) -> None:
     if plan.demo:
         from rkmetrics.demo import Demo
 
-        stack.enter_context(Demo(registry))
+        try:
+            stack.enter_context(Demo(registry))
+        except MissingExtraError as error:
+            notes.append(str(error))
+
+
+def _start_announcing(
+    plan: Plan, registry: Registry, server: Server, stack: ExitStack, notes: list[str]
+) -> Announcer | None:
+    """Be found: by the load balancers, and in etcd, as far as either is set."""
+    settings = plan.settings
+    if not settings.load_balancers and not settings.etcd_endpoints:
+        return None
+    from rkmetrics.discovery.advertise import backend_here
+    from rkmetrics.discovery.announcer import Announcer
+
+    try:
+        backend = backend_here(settings, host=server.host, port=server.port)
+        places = _etcd_places(settings, registry, backend)
+        announcer = Announcer(
+            registry, backend, settings.load_balancers, places=places, token=settings.registration_token
+        )
+    except (BackendError, FetchError) as error:
+        raise ServeError(f"cannot announce this node: {error}") from error
+    stack.enter_context(announcer)
+    if _is_out_of_reach(backend, settings.load_balancers):
+        notes.append(f"{backend.address} is loopback: {OUT_OF_REACH}")
+    where = ", ".join(place.shown for place in announcer.places)
+    notes.append(f"Announced as {backend.id} at {backend.address}, metrics on port {backend.metrics_port}: {where}")
+    return announcer
+
+
+OUT_OF_REACH = "no other host reaches it; bind another address (--host 0.0.0.0), or name one (--advertise)"
+
+
+def _is_out_of_reach(backend: Backend, balancers: tuple[str, ...]) -> bool:
+    """Whether balancers on other hosts are told of an address of this one only."""
+    loopback = ("127.", "[::1]", "localhost")
+    away = [each for each in balancers if not each.partition("://")[2].startswith(loopback)]
+    return bool(away) and backend.address.ip is not None and backend.address.ip.is_loopback
+
+
+def _etcd_places(settings: Settings, registry: Registry, backend: Backend) -> tuple[Place, ...]:
+    if not settings.etcd_endpoints:
+        return ()
+    from rkmetrics.catalogue.etcd import Etcd as EtcdCells
+    from rkmetrics.discovery.etcd import registrar
+    from rkmetrics.etcd.client import Etcd
+
+    client = Etcd(settings.etcd_endpoints)
+    return (registrar(client, backend, settings.namespace, metrics=registry.bind(EtcdCells)),)
+
+
+def _leave_nats(registry: Registry) -> None:
+    """Send what KV publishers hold back, if there are any."""
+    from rkmetrics.kv.plane import DOCUMENT, KvPlane
+
+    if registry.document(DOCUMENT) is not None:
+        KvPlane.of(registry).close()
 
 
 # --- parts that the command line asks for too -------------------------------------------------------------------------

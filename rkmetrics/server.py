@@ -19,21 +19,21 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from enum import StrEnum
 from ipaddress import ip_address
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from rkmetrics.asgi.auth import CLOSED, LoopbackGate
-from rkmetrics.asgi.base import Later, Response, text_response
-from rkmetrics.asgi.http1 import END, HEAD_LIMIT_BYTES, Head, Refused, parse_head, response_head
-from rkmetrics.asgi.routes import BUSY, Guard, Surface
+from rkmetrics.asgi.base import Later, Request, Response, Route, text_response
+from rkmetrics.asgi.http1 import CONTINUE, END, HEAD_LIMIT_BYTES, Head, Refused, parse_head, response_head
+from rkmetrics.asgi.routes import BUSY, Answer, Guard, Surface, too_large
 from rkmetrics.asgi.workers import Workers
 from rkmetrics.catalogue.exporter import Route as RouteName
 from rkmetrics.errors import ServeError
@@ -68,6 +68,7 @@ class Limits:
 
     connections: int = 256
     head_seconds: float = 10.0
+    body_seconds: float = 10.0
     idle_seconds: float = 120.0  # more than the usual scrape interval, so that scrapers keep their connection
     send_seconds: float = 30.0
     linger_seconds: float = 2.0
@@ -81,6 +82,7 @@ class State(StrEnum):
 
     IDLE = "idle"
     HEAD = "head"
+    BODY = "body"  # of a request whose route reads one
     WORK = "work"
     SEND = "send"
     LINGER = "linger"
@@ -89,6 +91,7 @@ class State(StrEnum):
 EVENTS = {
     State.IDLE: EVENT_READ,
     State.HEAD: EVENT_READ,
+    State.BODY: EVENT_READ,
     State.WORK: 0,
     State.SEND: EVENT_WRITE,
     State.LINGER: EVENT_READ,
@@ -96,12 +99,17 @@ EVENTS = {
 
 
 def serve(
-    registry: Registry, port: int | None = None, host: str | None = None, *, open_loopback: bool = False
+    registry: Registry,
+    port: int | None = None,
+    host: str | None = None,
+    *,
+    open_loopback: bool = False,
+    more: Mapping[str, Route[Any]] | None = None,
 ) -> Server:
     """Serve the routes from a background thread, and return at once.
 
     port, host: by default RKMETRICS_PORT and RKMETRICS_HOST; port 0 takes a free one, which `server.port` tells.
-    open_loopback: no token is asked for, whatever METRICS_* say; on loopback addresses only.
+    open_loopback: no token is asked for, whatever METRICS_* say; on loopback addresses only. more: routes beside ours.
     Starts `registry.health`, unless the program has begun to move it itself. Raises ServeError.
     """
     settings = registry.settings
@@ -112,7 +120,7 @@ def serve(
             listener.close()
             raise ServeError(f"{host or settings.host!r} is no loopback address; there, serving needs METRICS_TOKEN")
         gate = LoopbackGate()
-    server = Server(Surface(registry, gate, closed=HOW_TO_OPEN), listener)
+    server = Server(Surface(registry, gate, closed=HOW_TO_OPEN, more=more), listener)
     registry.health.start_if_new()
     return server
 
@@ -150,20 +158,23 @@ class Connection:
         "keep_alive",
         "method",
         "outbox",
+        "peer",
+        "request",
         "searched",
         "since",
         "socket",
         "state",
     )
 
-    def __init__(self, connected: socket.socket) -> None:
-        self.socket = connected
+    def __init__(self, connected: socket.socket, peer: str | None = None) -> None:
+        self.socket, self.peer = connected, peer
         self.state, self.since, self.deadline = State.HEAD, 0.0, 0.0
         self.inbox, self.outbox = bytearray(), memoryview(b"")
         self.searched = 0  # bytes of inbox in which the end of the head is not
         self.discard = 0  # bytes of a body that is still to come
         self.empty_lines = 0  # passed over since the last request
         self.method, self.keep_alive = "", True  # of the last request
+        self.request: tuple[Request, int] | None = None  # whose body is to come, and its length
 
 
 class Server:
@@ -284,7 +295,7 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            connected, _ = self._listener.accept()
+            connected, address = self._listener.accept()
         except OSError as error:
             if error.errno in NO_MORE_SOCKETS and not self._make_room():
                 self._selector.unregister(self._listener)
@@ -294,7 +305,7 @@ class Server:
             connected.close()
             return
         connected.setblocking(False)
-        connection = Connection(connected)
+        connection = Connection(connected, str(address[0]))
         self._connections[connection] = None
         self._selector.register(connected, EVENT_READ, connection)
         self._enter(connection, State.HEAD)
@@ -341,6 +352,7 @@ class Server:
         return {
             State.IDLE: limits.idle_seconds,
             State.HEAD: limits.head_seconds,
+            State.BODY: limits.body_seconds,
             State.WORK: float("inf"),
             State.SEND: limits.send_seconds,
             State.LINGER: limits.linger_seconds,
@@ -351,6 +363,7 @@ class Server:
         steps: dict[State, Callable[[Connection], bool]] = {
             State.IDLE: self._receive,
             State.HEAD: self._receive,
+            State.BODY: self._receive,
             State.SEND: self._flush,
             State.LINGER: self._receive,
         }
@@ -400,8 +413,10 @@ class Server:
     # --- requests -------------------------------------------------------------------------------------------------
 
     def _take(self, connection: Connection) -> bool:
-        """Answer the next request, if its head is complete."""
+        """Answer the next request, if its head is complete, or its body where it has one that is read."""
         inbox = connection.inbox
+        if connection.request is not None:
+            return self._take_body(connection, *connection.request)
         self._pass_over(connection)
         end = inbox.find(END, max(0, connection.searched - len(END)))
         if end < 0 and len(inbox) <= HEAD_LIMIT_BYTES:
@@ -430,9 +445,34 @@ class Server:
         if before and not inbox and not connection.discard and connection.method:
             self._enter(connection, State.IDLE)  # the last request is over, and the next has not begun
 
+    def _take_body(self, connection: Connection, request: Request, length: int) -> bool:
+        if len(connection.inbox) < length:
+            return False
+        body = bytes(connection.inbox[:length])
+        del connection.inbox[:length]
+        connection.request = None
+        self._give(connection, self._surface.answer(replace(request, body=body)))
+        return True
+
     def _answer(self, connection: Connection, head: Head) -> None:
         connection.method, connection.keep_alive, connection.discard = head.request.method, head.keep_alive, head.length
-        answer = self._surface.answer(head.request)
+        request = replace(head.request, client=connection.peer)
+        begun = self._surface.begin(request)
+        if isinstance(begun, Answer):
+            self._give(connection, begun)
+        elif head.length > begun:
+            connection.keep_alive = False
+            self._give(connection, self._surface.refuse_body(request, too_large(begun)))
+        else:
+            self._await_body(connection, head, request)
+
+    def _await_body(self, connection: Connection, head: Head, request: Request) -> None:
+        connection.request, connection.discard = (request, head.length), 0
+        if head.expects and len(connection.inbox) < head.length:
+            connection.socket.send(CONTINUE)  # 25 bytes, with nothing before them in the buffer
+        self._enter(connection, State.BODY)
+
+    def _give(self, connection: Connection, answer: Answer) -> None:
         if not isinstance(answer.response, Later):
             self._put(connection, self._surface.respond(answer))
         elif self._workers.submit(connection, answer):
@@ -471,7 +511,7 @@ class Server:
         self._accepting_from = 0.0
         self._listener.close()
         for connection in list(self._connections):
-            if connection.state in (State.IDLE, State.HEAD, State.LINGER):
+            if connection.state in (State.IDLE, State.HEAD, State.BODY, State.LINGER):
                 self._drop(connection)
 
     def _answering(self) -> bool:

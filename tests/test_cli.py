@@ -93,6 +93,9 @@ def serving(*arguments: str, cwd: Path | None = None, **environ: str) -> Iterato
         ["nonsense"],
         ["serve", "--port", "70000"],
         ["serve", "--host", "a b"],
+        ["serve", "--discovery-lb", "lb1"],
+        ["serve", "--metrics-port", "0"],
+        ["serve", "--advertise", "0.0.0.0"],
         ["assets"],
         ["catalogue", "nonsense"],
         ["scrape-config", "--job", " "],
@@ -136,7 +139,7 @@ def test_info_says_which_cells_run_and_which_extras_are_there(capsys: pytest.Cap
     assert main(["info", "--json"], {}) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["version"], found["cells"]) == (rk.__version__, rk.IMPLEMENTATION)
-    assert set(found["extras"]) == {"otlp", "zstd", "serve"}
+    assert set(found["extras"]) == {"otlp", "zstd", "serve", "nats", "dynamo"}
     assert main(["info"], {}) == 0
     assert f"cells     {rk.IMPLEMENTATION}\n" in capsys.readouterr().out
 

@@ -306,3 +306,12 @@ def test_threads_that_race_to_end_it_never_take_it_back() -> None:
         for thread in threads:
             thread.join()
         assert health.check().status is Status.SHUT_DOWN
+
+
+def test_who_was_told_that_we_are_not_ready_is_counted(health: Health) -> None:
+    health.start()
+    health.note_told(ready=health.ready)
+    assert health.told_not_ready == 0
+    health.begin_drain()
+    health.note_told(ready=health.ready)
+    assert health.told_not_ready == 1

@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,16 @@ class TestCollectors:
         r.add_refresher(refresh)
         assert "tregistry_done_total" in self.names(r)
         assert self.errors(r)[("refresh", "raised")] >= 1.0
+
+    def test_a_refresher_that_is_removed_is_called_no_more(self) -> None:
+        r, calls = registry(), list[int]()
+        refresh = partial(calls.append, 1)
+        r.add_refresher(refresh)
+        r.collect()
+        assert r.remove_refresher(refresh)
+        assert not r.remove_refresher(refresh)
+        r.collect()
+        assert calls == [1]
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from rkmetrics.errors import SettingsError
 from rkmetrics.settings import GROUPS, SETTINGS, Secret, Settings
 
+ALLOWED = ("10.0.0.0/8", "fd00::/8", "10.1.2.3/32")
+
 # variable, text, field, value
 GOOD: list[tuple[str, str, str, Any]] = [
     ("METRICS_ENABLED", "1", "metrics_enabled", True),
@@ -54,6 +56,17 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("RKMETRICS_ANNOUNCE_INTERVAL", "500ms", "announce_interval_seconds", 0.5),
     ("RKMETRICS_ANNOUNCE_INTERVAL", "2m", "announce_interval_seconds", 120.0),
     ("RKMETRICS_HEALTH_CHECK_TIMEOUT", "2s", "health_check_timeout_seconds", 2.0),
+    ("RKMETRICS_LOAD_BALANCERS", "lb1:8080, lb2:8080", "load_balancers", ("http://lb1:8080", "http://lb2:8080")),
+    ("RKMETRICS_LOAD_BALANCERS", "https://lb/,[::1]:80", "load_balancers", ("https://lb", "http://[::1]:80")),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "10.0.1.5", "advertise_address", "10.0.1.5"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "fd00::5", "advertise_address", "fd00::5"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "[fd00::5]:3000", "advertise_address", "[fd00::5]:3000"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "backend-1:3000", "advertise_address", "backend-1:3000"),
+    ("RKMETRICS_ALLOWED_NETWORKS", "10.0.0.0/8, FD00::/8, 10.1.2.3", "allowed_networks", ALLOWED),
+    ("RKMETRICS_ALLOWED_PORTS", "80,3000-3010", "allowed_ports", ("80", "3000-3010")),
+    ("RKMETRICS_STATIC_BACKENDS", "10.0.1.5:3000/9090", "static_backends", ("10.0.1.5:3000/9090",)),
+    ("RKMETRICS_PANIC_RATIO", ".25", "panic_ratio", 0.25),
+    ("RKMETRICS_PANIC_RATIO", "1", "panic_ratio", 1.0),
 ]
 
 # variable, text, a part of what is expected
@@ -83,6 +96,26 @@ BAD = [
     ("DYN_TCP_MAX_MESSAGE_SIZE", "32MB", "whole number"),
     ("DYN_HTTP_RPC_ROOT_PATH", "v1/rpc", "begins with /"),
     ("DYN_HTTP2_MAX_FRAME_SIZE", "16383", "16384"),
+    ("RKMETRICS_LOAD_BALANCERS", "lb1", "host:port, or a URL"),
+    ("RKMETRICS_LOAD_BALANCERS", "lb1:8080,ftp://lb2", "host:port, or a URL"),
+    ("RKMETRICS_LOAD_BALANCERS", "bob:hunter2@lb:80", "host:port, or a URL"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "0.0.0.0", "never 0.0.0.0"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "[::]:80", "never 0.0.0.0"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "10.0.1.5:0", "never 0.0.0.0"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "10.0.1.5:70000", "never 0.0.0.0"),
+    ("RKMETRICS_ADVERTISE_ADDRESS", "http://a:1", "never 0.0.0.0"),
+    ("RKMETRICS_ALLOWED_NETWORKS", "10.0.0.1/8", "a network such as 10.0.0.0/8"),
+    ("RKMETRICS_ALLOWED_NETWORKS", "everywhere", "a network such as 10.0.0.0/8"),
+    ("RKMETRICS_ALLOWED_NETWORKS", "2130706433", "a network such as 10.0.0.0/8"),
+    ("RKMETRICS_ALLOWED_PORTS", "0", "a port, or two"),
+    ("RKMETRICS_ALLOWED_PORTS", "90-80", "a port, or two"),
+    ("RKMETRICS_ALLOWED_PORTS", "80-", "a port, or two"),
+    ("RKMETRICS_STATIC_BACKENDS", "10.0.1.5:3000", "host:port/metrics_port"),
+    ("RKMETRICS_STATIC_BACKENDS", "10.0.1.5/9090", "host:port/metrics_port"),
+    ("RKMETRICS_PANIC_RATIO", "50%", "a number from 0 to 1"),
+    ("RKMETRICS_PANIC_RATIO", "1.1", "a number from 0 to 1"),
+    ("RKMETRICS_PANIC_RATIO", "nan", "a number from 0 to 1"),
+    ("RKMETRICS_HEALTH_CHECK_FALL", "0", "1 to 100"),
 ]
 
 
@@ -169,6 +202,9 @@ BAD_IN_CODE: list[tuple[str, Any, str]] = [
     ("tcp_request_timeout_seconds", "1s", "a number of seconds"),
     ("tcp_request_timeout_seconds", float("nan"), "a number of seconds"),
     ("http_rpc_root_path", "v1", "begins with /"),
+    ("allowed_networks", ("10.0.0.1/8",), "a tuple, each of it a network"),
+    ("panic_ratio", 2, "0 to 1"),
+    ("panic_ratio", True, "0 to 1"),
 ]
 
 

@@ -1,16 +1,18 @@
 """The only speaker of ASGI: an application, the same as Starlette routes, and the middleware that counts requests.
 
-References: ASGI 3.0, "HTTP & WebSocket" and "Lifespan". No body is ever read: none of the routes has a use for one, and
-a body that is not read costs nothing (T16, T17).
+References: ASGI 3.0, "HTTP & WebSocket" and "Lifespan". A body is read where a route asks for one, once the request may
+pass, up to that route's limit and for BODY_SECONDS at most; one that is not read costs nothing (T16, T17).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rkmetrics.asgi.base import Request, Response, is_exact
-from rkmetrics.asgi.routes import ROUTES, Surface
+from rkmetrics.asgi.base import Request, Response, Route, is_exact, text_response
+from rkmetrics.asgi.routes import ROUTES, Answer, Surface, too_large
 from rkmetrics.catalogue.node import Outcome
 from rkmetrics.health import Phase
 
@@ -29,12 +31,17 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHUNK_BYTES = 262_144  # a slow reader holds up the sending of the next chunk, so a server buffers about one of them
+BODY_SECONDS = 10.0
+BODY_NOT_HERE = text_response(408, "the body did not come in time, or not to its end\n")
 TICKET = "rkmetrics.ticket"
 
 
-def app(registry: Registry) -> Application:
-    """Return the routes as an ASGI application: to serve alone, or to mount under any prefix."""
-    return Application(Surface(registry))
+def app(registry: Registry, more: Mapping[str, Route[Any]] | None = None) -> Application:
+    """Return the routes as an ASGI application: to serve alone, or to mount under any prefix.
+
+    more: routes beside ours, such as those of a balancer (`rkmetrics.discovery.routes`).
+    """
+    return Application(Surface(registry, more=more))
 
 
 def routes(registry: Registry, prefix: str = "") -> list[StarletteRoute]:
@@ -59,7 +66,7 @@ class Application:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         if kind == "http":
-            await _answer(self._surface, scope, send, _route_path(scope))
+            await _answer(self._surface, scope, receive, send, _route_path(scope))
         elif kind == "websocket":
             await _refuse_websocket(receive, send)
         elif kind == "lifespan":
@@ -76,10 +83,10 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _route_path(scope)
-        await _answer(self._surface, scope, send, self._path if path.endswith(self._path) else path)
+        await _answer(self._surface, scope, receive, send, self._path if path.endswith(self._path) else path)
 
 
-async def _answer(surface: Surface, scope: Scope, send: Send, path: str) -> None:
+async def _answer(surface: Surface, scope: Scope, receive: Receive, send: Send, path: str) -> None:
     ticket = scope.get(TICKET)
     if isinstance(ticket, _Ticket):
         ticket.leave()  # who looks at the numbers is not part of them
@@ -87,8 +94,41 @@ async def _answer(surface: Surface, scope: Scope, send: Send, path: str) -> None
         _up(surface.registry)
     exact = is_exact(path, scope.get("raw_path"))
     headers = tuple((bytes(name), bytes(value)) for name, value in scope["headers"])
-    request = Request(scope["method"], path if exact else "", scope.get("query_string", b""), headers)
-    await _send(await surface.arespond(surface.answer(request)), request.method, send)
+    client = str(scope["client"][0]) if scope.get("client") else None
+    request = Request(scope["method"], path if exact else "", scope.get("query_string", b""), headers, client=client)
+    begun = surface.begin(request)
+    answer = begun if isinstance(begun, Answer) else await _with_body(surface, request, begun, receive)
+    await _send(await surface.arespond(answer), request.method, send)
+
+
+async def _with_body(surface: Surface, request: Request, limit: int, receive: Receive) -> Answer:
+    """Read the body, and return the answer to the whole request."""
+    lengths = request.values(b"content-length")
+    if lengths and lengths[0].isdigit() and (len(lengths[0]) > 18 or int(lengths[0]) > limit):
+        return surface.refuse_body(request, too_large(limit))
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _body(receive, limit)
+    except TimeoutError:
+        body = None
+    if body is None:
+        return surface.refuse_body(request, BODY_NOT_HERE)
+    if len(body) > limit:
+        return surface.refuse_body(request, too_large(limit))
+    return surface.answer(replace(request, body=body))
+
+
+async def _body(receive: Receive, limit: int) -> bytes | None:
+    """Read until the end, or past the limit; None where the client is gone."""
+    body = bytearray()
+    while len(body) <= limit:
+        message = await receive()
+        if message["type"] != "http.request":  # http.disconnect
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    return bytes(body)
 
 
 def _up(registry: Registry) -> None:

@@ -19,7 +19,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from hmac import compare_digest
 from ipaddress import ip_address
@@ -58,11 +58,13 @@ QUERY_NAMES = frozenset(
     }
 )
 
-UNAUTHORIZED = text_response(
-    401, "metrics request requires a valid bearer token\n", ((b"www-authenticate", b"Bearer"),)
-)
+NO_REGISTRATIONS = "registrations not enabled\n"
 CLOSED = "metrics not enabled\n"
 NOT_THIS_HOST = text_response(403, "metrics are open to this host only; ask for them as localhost or 127.0.0.1\n")
+
+
+def _unauthorized(what: str) -> Response:
+    return text_response(401, f"{what} request requires a valid bearer token\n", ((b"www-authenticate", b"Bearer"),))
 
 
 def bearer(request: Request) -> bytes | AuthFailure:
@@ -180,7 +182,7 @@ class Gate:
     """Lets a request for metrics pass, or answers it.
 
     tokens: asked at each request; None: the gate stands open. count: called with the reason of every 401. closed: the
-    body of a 403.
+    body of a 403. what: is asked for, in a 401 and in the log.
     """
 
     def __init__(
@@ -190,9 +192,11 @@ class Gate:
         tokens: Callable[[], Tokens] | None,
         count: Callable[[AuthFailure], None],
         closed: str = CLOSED,
+        what: str = "metrics",
     ) -> None:
         self._enabled, self._tokens, self._count = enabled, tokens, count
-        self._closed = text_response(403, closed)
+        self._closed, self._unauthorized = text_response(403, closed), _unauthorized(what)
+        self._tell = _TELLERS[what]
         self._told = ""
         if enabled and tokens:
             self._valid(tokens)  # so that the log says at the start what is wrong
@@ -204,6 +208,12 @@ class Gate:
         """Return the gate that the settings describe."""
         tokens = None if settings.metrics_access == "open" else _sources(settings)
         return cls(enabled=settings.metrics_enabled, tokens=tokens, count=count, closed=closed)
+
+    @classmethod
+    def for_registrations(cls, settings: Settings, count: Callable[[AuthFailure], None] = lambda _: None) -> Gate:
+        """Return the gate before POST /register: tokens of its own, since who may be scraped may not join a pool."""
+        tokens = None if settings.registration_access == "open" else _registration_tokens(settings)
+        return cls(enabled=True, tokens=tokens, count=count, closed=NO_REGISTRATIONS, what="registration")
 
     @property
     def usable(self) -> bool:
@@ -223,7 +233,7 @@ class Gate:
         if failure is None:
             return None
         self._count(failure)
-        return UNAUTHORIZED
+        return self._unauthorized
 
     def _valid(self, tokens: Callable[[], Tokens]) -> tuple[bytes, ...]:
         digests, problem = tokens()
@@ -231,7 +241,7 @@ class Gate:
             problem = "no token is set"
         if problem != self._told:
             self._told = problem
-            _tell(problem, closed=not digests)
+            self._tell(problem, not digests)
         return digests
 
     def __repr__(self) -> str:
@@ -289,7 +299,21 @@ def _reveal(secret: Secret | None) -> bytes:
     return secret.reveal() if secret else b""
 
 
-def _tell(problem: str, *, closed: bool) -> None:
+def _registration_tokens(settings: Settings) -> Callable[[], Tokens]:
+    """RKMETRICS_REGISTRATION_TOKEN, and the previous one beside it."""
+    current = _tokens([("RKMETRICS_REGISTRATION_TOKEN", _reveal(settings.registration_token))])
+    previous = _tokens([("RKMETRICS_REGISTRATION_TOKEN_PREVIOUS", _reveal(settings.registration_token_previous))])
+    problem = "; ".join(part.problem for part in (current, previous) if part.problem)
+    found = Tokens(current.digests + previous.digests if current.digests else (), problem)
+    return lambda: found
+
+
+def _tell_of_registrations(problem: str, closed: bool) -> None:
+    if problem:
+        log.error("registrations: %s%s", problem, "; all of them get 403" if closed else ", which is left out")
+
+
+def _tell_of_metrics(problem: str, closed: bool) -> None:
     if not problem:
         log.info("metrics tokens can be read again")
     elif closed:
@@ -300,3 +324,9 @@ def _tell(problem: str, *, closed: bool) -> None:
         )
     else:
         log.error("a metrics token is left out: %s", problem)
+
+
+_TELLERS: Mapping[str, Callable[[str, bool], None]] = {
+    "metrics": _tell_of_metrics,
+    "registration": _tell_of_registrations,
+}

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from rkmetrics.catalogue.exporter import Route as RouteName
 
 __all__ = [
     "COMMON_HEADERS",
+    "Guard",
     "Headers",
     "Later",
     "Request",
@@ -42,12 +43,18 @@ COMMON_HEADERS: Headers = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. path: decoded, relative to where the routes are mounted; query: raw, without "?"."""
+    """One request. path: decoded, relative to where the routes are mounted; query: raw, without "?".
+
+    body: only where the route reads one. client: the other end of the connection, an IP address; None where the server
+    does not say. No header is asked for it (T9).
+    """
 
     method: str
     path: str
     query: bytes = field(default=b"", repr=False)  # clients put credentials there too
     headers: Headers = field(default=(), repr=False)
+    body: bytes = field(default=b"", repr=False)
+    client: str | None = field(default=None, repr=False)
 
     def values(self, name: bytes) -> list[bytes]:
         """Return the value of every header of that (lower-case) name, without the white space around it.
@@ -81,11 +88,15 @@ class Response:
     headers: Headers = ()
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return all headers, names in lower case, with the length of the body."""
-        length = b"%d" % len(self.body)
+        """Return all headers, names in lower case, with the length of the body.
+
+        304 has no body, and says nothing of the one that there would be (RFC 9110, 15.4.5).
+        """
+        if self.status == 304:
+            return [*COMMON_HEADERS, *self.headers]
         return [
             (b"content-type", self.content_type.encode("latin-1")),
-            (b"content-length", length),
+            (b"content-length", b"%d" % len(self.body)),
             *COMMON_HEADERS,
             *self.headers,
         ]
@@ -102,11 +113,20 @@ class Later:
     arun: Callable[[], Awaitable[Response]]
 
 
+class Guard(Protocol):
+    """What stands before gated routes: `auth.Gate`, or one that knows more about its server."""
+
+    def refuse(self, request: Request) -> Response | None:
+        """Return the answer to a request that may not pass; None for one that may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route(Generic[Surface]):
     """One row of the route table.
 
-    name: the `route` label. gated: it shows metrics, so a token is asked for.
+    path: a last part of "{id}" stands for any one part. name: the `route` label. gated: it shows metrics, so a token
+    is asked for. guard: stands before this route instead of the gate. body_limit_bytes: it reads a body, of at most so
+    many bytes; it is read once path, guard and method have let the request pass.
     """
 
     path: str
@@ -114,6 +134,8 @@ class Route(Generic[Surface]):
     answer: Callable[[Surface, Request], Response | Later]
     gated: bool
     methods: tuple[str, ...] = ("GET", "HEAD")
+    guard: Guard | None = None
+    body_limit_bytes: int = 0
 
 
 def is_exact(path: str, raw_path: bytes | None) -> bool:

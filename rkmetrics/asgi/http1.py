@@ -14,6 +14,7 @@ from rkmetrics.asgi.base import Headers, Request, Response
 
 __all__ = [
     "BODY_LIMIT_BYTES",
+    "CONTINUE",
     "END",
     "HEADERS_LIMIT",
     "HEAD_LIMIT_BYTES",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 END = b"\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # RFC 9110, 15.2.1
 HEAD_LIMIT_BYTES = 65_536  # as h11
 HEADERS_LIMIT = 100  # as the standard library's http.client
 BODY_LIMIT_BYTES = 65_536  # larger ones are refused before they are read (T17)
@@ -44,11 +46,15 @@ class Refused(Exception):
 
 
 class Head(NamedTuple):
-    """One request's head. length: bytes of body that follow. keep_alive: whether another request may follow."""
+    """One request's head. length: bytes of body that follow. keep_alive: whether another request may follow.
+
+    expects: the client waits for 100 before it sends the body (RFC 9110, 10.1.1).
+    """
 
     request: Request
     length: int
     keep_alive: bool
+    expects: bool = False
 
 
 def parse_head(head: bytes) -> Head:
@@ -66,7 +72,8 @@ def parse_head(head: bytes) -> Head:
     modern = found[4] != b"0"
     if len(request.values(b"host")) != 1 and (modern or request.values(b"host")):  # RFC 9112, 3.2
         raise Refused(400, "exactly one Host header is required")
-    return Head(request, _length(request), modern and _persists(request))
+    expects = [value.lower() for value in request.values(b"expect")] == [b"100-continue"]
+    return Head(request, _length(request), modern and _persists(request), modern and expects)
 
 
 def _target(target: bytes) -> tuple[str, bytes]:

@@ -8,12 +8,13 @@ methods it has. What takes time comes back as a `Later`, for the caller to run w
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rkmetrics.asgi.auth import CLOSED, Gate
-from rkmetrics.asgi.base import JSON, Later, Request, Response, Route, json_response, text_response
+from rkmetrics.asgi.base import JSON, Guard, Later, Request, Response, Route, json_response, text_response
 from rkmetrics.asgi.off_loop import off_loop
 from rkmetrics.catalogue import version
 from rkmetrics.catalogue.exporter import Route as RouteName
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from rkmetrics.exposition import Coding, Format
     from rkmetrics.registry import Registry
 
-__all__ = ["NAMES_LIMIT", "ROUTES", "Answer", "Guard", "Surface"]
+__all__ = ["NAMES_LIMIT", "ROUTES", "Answer", "Guard", "Surface", "too_large"]
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,6 @@ FAILED = text_response(500, "the answer could not be made; the log says why\n")
 BUSY = text_response(503, "too many scrapes at once\n", ((b"retry-after", b"1"),))
 
 
-class Guard(Protocol):
-    """What stands before gated routes: `auth.Gate`, or one that knows more about its server."""
-
-    def refuse(self, request: Request) -> Response | None:
-        """Return the answer to a request that may not pass; None for one that may."""
-
-
 class Answer(NamedTuple):
     """What a request gets, and the route under which it is counted."""
 
@@ -58,23 +52,55 @@ class Answer(NamedTuple):
 class Surface:
     """A registry as HTTP sees it: its routes, their gate, the renderer that concurrent scrapes share, and the counting.
 
-    gate: by default the one that the registry's settings describe; closed: the body of its 403.
+    gate: by default the one that the registry's settings describe; closed: the body of its 403. more: rows beside
+    ROUTES.
     """
 
-    def __init__(self, registry: Registry, gate: Guard | None = None, closed: str = CLOSED) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Guard | None = None,
+        closed: str = CLOSED,
+        more: Mapping[str, Route[Any]] | None = None,
+    ) -> None:
         self.registry = registry
+        self.routes: Mapping[str, Route[Any]] = {**ROUTES, **(more or {})}
         self.gate = gate or Gate.from_settings(registry.settings, self.count_failure, closed)
         self.renderer = Renderer(registry)
 
+    def begin(self, request: Request) -> Answer | int:
+        """Return the answer to a request whose body is not read; or the limit of the body that its route asks for.
+
+        Who speaks HTTP reads the body then, and comes with it to `answer`, or to `refuse_body` where it is larger.
+        """
+        route = self._find(request.path)
+        if route is None or not route.body_limit_bytes:
+            return self.answer(request)
+        refusal = self._refuse(route, request)
+        return route.body_limit_bytes if refusal is None else Answer(route.name, refusal)
+
     def answer(self, request: Request) -> Answer:
         """Return the answer, or what leads to it. No bytes of a client raise."""
-        route = ROUTES.get(request.path)
+        route = self._find(request.path)
         if route is None:
             return Answer(RouteName.OTHER, NOT_FOUND)
-        refusal = self.gate.refuse(request) if route.gated else None
+        return Answer(route.name, self._refuse(route, request) or route.answer(self, request))
+
+    def refuse_body(self, request: Request, response: Response) -> Answer:
+        """Return the answer to a request whose body is too large, or does not come."""
+        route = self._find(request.path)
+        return Answer(route.name if route else RouteName.OTHER, response)
+
+    def _find(self, path: str) -> Route[Any] | None:
+        found = self.routes.get(path)
+        return found if found is not None else self.routes.get(f"{path.rpartition('/')[0]}/{{id}}")
+
+    def _refuse(self, route: Route[Any], request: Request) -> Response | None:
+        guard = route.guard or (self.gate if route.gated else None)
+        refusal = guard.refuse(request) if guard else None
         if refusal is None and request.method not in route.methods:
             refusal = _method_not_allowed(route)
-        return Answer(route.name, refusal or route.answer(self, request))
+        return refusal
 
     def respond(self, answer: Answer) -> Response:
         """Wait for the answer, and count it."""
@@ -104,7 +130,12 @@ class Surface:
         self.registry.exporter.auth_failures[reason].inc()
 
 
-def _method_not_allowed(route: Route[Surface]) -> Response:
+def too_large(limit: int) -> Response:
+    """Return what a body of more than `limit` bytes gets."""
+    return text_response(413, f"a body of more than {limit} bytes\n")
+
+
+def _method_not_allowed(route: Route[Any]) -> Response:
     allow = ", ".join(route.methods).encode()
     return text_response(405, "method not allowed\n", ((b"allow", allow),))
 
@@ -206,7 +237,14 @@ TELEMETRY: Mapping[str, tuple[MetricType, str, str]] = {
 
 
 def _vitals(surface: Surface, _: Request) -> Later:
-    return _later(lambda: json_response(200, _fields(surface.registry.vitals())))
+    return _later(lambda: _told(surface.registry))
+
+
+def _told(registry: Registry) -> Response:
+    """The vitals, and a note of it for who waits until the balancers know that the node drains."""
+    vitals = registry.vitals()
+    registry.health.note_told(ready=vitals.ready)
+    return json_response(200, _fields(vitals))
 
 
 def _telemetry(surface: Surface, request: Request) -> Later:
@@ -246,12 +284,51 @@ def _later(run: Callable[[], Response]) -> Later:
     return Later(run, arun)
 
 
+# --- KV metrics: the pull side of the KV plane ------------------------------------------------------------------------
+
+# RFC 9110, 8.8.3; weak comparison (8.8.3.2) looks at what stands between the quotes only.
+ENTITY_TAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+ENTITY_TAGS = re.compile(rb"[ \t,]*(?:" + ENTITY_TAG.pattern + rb"[ \t]*(?:,[ \t,]*|\Z))+")
+
+
+class _NoWorkers:
+    """What /kv_metrics shows where no worker publishes in this process."""
+
+    def etag(self) -> bytes:
+        return b'"none"'
+
+    def render(self) -> bytes:
+        return b'{"runtime":"rkmetrics","incarnation":"","sequence":0,"workers":[]}'
+
+
+NO_WORKERS = _NoWorkers()
+
+
+def _kv_metrics(surface: Surface, request: Request) -> Response:
+    document = surface.registry.document(RouteName.KV_METRICS) or NO_WORKERS
+    etag = document.etag()  # before the body: see Document
+    tagged = ((b"etag", etag),)
+    if _known(request.combined(b"if-none-match"), etag):
+        return Response(304, b"", headers=tagged)
+    return Response(200, document.render(), JSON, tagged)
+
+
+def _known(if_none_match: bytes | None, etag: bytes) -> bool:
+    """Whether the client has this state already (RFC 9110, 13.1.2); a field that is no list of tags says nothing."""
+    if if_none_match is None:
+        return False
+    if if_none_match == b"*":
+        return True
+    return bool(ENTITY_TAGS.fullmatch(if_none_match)) and etag in ENTITY_TAG.findall(if_none_match)
+
+
 ROUTES: Mapping[str, Route[Surface]] = {
     route.path: route
     for route in (
         Route("/health", RouteName.HEALTH, _health, gated=False),
         Route("/metadata", RouteName.METADATA, _metadata, gated=False),
         Route("/metrics", RouteName.METRICS, _metrics, gated=True),
+        Route("/kv_metrics", RouteName.KV_METRICS, _kv_metrics, gated=True),
         Route("/telemetry", RouteName.TELEMETRY, _telemetry, gated=True),
         Route("/vitals", RouteName.VITALS, _vitals, gated=True),
     )

@@ -118,7 +118,8 @@ def test_starlette_is_loaded_only_when_routes_are_asked_for() -> None:
 def test_routes_are_named_and_stay_out_of_the_schema(registry: rk.Registry) -> None:
     routes = rk.asgi.routes(registry, prefix="/internal")
     assert [route.path for route in routes] == [
-        "/internal/health", "/internal/metadata", "/internal/metrics", "/internal/telemetry", "/internal/vitals",
+        "/internal/health", "/internal/metadata", "/internal/metrics", "/internal/kv_metrics", "/internal/telemetry",
+        "/internal/vitals",
     ]  # fmt: skip
     assert {route.include_in_schema for route in routes} == {False}
     assert routes[2].name == "rkmetrics_metrics"

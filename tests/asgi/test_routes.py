@@ -16,6 +16,7 @@ from rkmetrics.asgi.auth import LoopbackGate
 from rkmetrics.asgi.base import Later, Request, Response
 from rkmetrics.asgi.routes import ROUTES, TELEMETRY, Surface
 from rkmetrics.catalogue import exporter
+from rkmetrics.discovery.routes import ROUTES as BALANCER_ROUTES
 from rkmetrics.health import CODES
 from rkmetrics.settings import Settings
 
@@ -49,7 +50,8 @@ def get(surface: Surface, path: str, query: bytes = b"", **headers: bytes) -> tu
 
 
 def test_each_route_is_counted_under_a_declared_name() -> None:
-    assert {route.name for route in ROUTES.values()} | {exporter.Route.OTHER} == set(exporter.Route)
+    rows = (*ROUTES.values(), *BALANCER_ROUTES)
+    assert {route.name for route in rows} | {exporter.Route.OTHER} == set(exporter.Route)
 
 
 def test_each_route_that_shows_metrics_is_gated() -> None:
@@ -120,6 +122,92 @@ def test_vitals_hold_up_no_event_loop(surface: Surface) -> None:
     answer = surface.answer(Request("GET", "/vitals"))
     assert isinstance(answer.response, Later)
     assert asyncio.run(surface.arespond(answer)).status == 200
+
+
+# --- KV metrics -------------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """A document whose state is a number."""
+
+    def __init__(self) -> None:
+        self.state, self.renderings = 1, 0
+
+    def etag(self) -> bytes:
+        return b'"state-%d"' % self.state
+
+    def render(self) -> bytes:
+        self.renderings += 1
+        return b'{"state":%d}' % self.state
+
+
+def ask_kv(surface: Surface, *if_none_match: bytes) -> Response:
+    headers = tuple((b"If-None-Match", value) for value in if_none_match)
+    return surface.respond(surface.answer(Request("GET", "/kv_metrics", headers=headers)))
+
+
+def test_kv_metrics_shows_the_document_that_is_offered(surface: Surface, registry: rk.Registry) -> None:
+    registry.offer_document("kv_metrics", Page())
+    response = ask_kv(surface)
+    assert (response.status, response.body) == (200, b'{"state":1}')
+    headers = dict(response.raw_headers())
+    assert (headers[b"etag"], headers[b"content-type"]) == (b'"state-1"', b"application/json")
+
+
+def test_kv_metrics_is_an_empty_list_where_nobody_offers_one(surface: Surface, registry: rk.Registry) -> None:
+    registry.offer_document("kv_metrics", Page())
+    registry.offer_document("kv_metrics", None)
+    registry.offer_document("kv_metrics", None)
+    assert registry.document("kv_metrics") is None
+    assert json.loads(ask_kv(surface).body)["workers"] == []
+    assert ask_kv(surface, dict(ask_kv(surface).headers)[b"etag"]).status == 304
+
+
+# RFC 9110, 13.1.2 and 8.8.3: what the client has, and whether that is the state.
+IF_NONE_MATCH = [
+    ((b'"state-1"',), True),
+    ((b'W/"state-1"',), True),  # weak comparison
+    ((b"*",), True),
+    ((b'"a", "state-1"',), True),
+    ((b'"a",W/"state-1" , "b"',), True),
+    ((b', "state-1",, ',), True),  # 5.6.1.2: empty elements are read over
+    ((b'"a"', b'"state-1"'), True),  # several lines are one list
+    ((b'"state-2"',), False),
+    ((b'"a, state-1"',), False),
+    ((b'"state-1',), False),
+    ((b"state-1",), False),
+    ((b'w/"state-1"',), False),  # W is case-sensitive
+    ((b'"a" "state-1"',), False),
+    ((b'"a", *',), False),
+    ((b"",), False),
+    ((b"\xff\xfe",), False),
+    ((b'"' * 10_000,), False),
+    ((b'"a",' * 10_000 + b"x",), False),
+]
+
+
+@pytest.mark.parametrize(("values", "known"), IF_NONE_MATCH)
+def test_a_client_that_has_the_state_gets_304_without_a_body(
+    surface: Surface, registry: rk.Registry, values: tuple[bytes, ...], known: bool
+) -> None:
+    document = Page()
+    registry.offer_document("kv_metrics", document)
+    response = ask_kv(surface, *values)
+    assert (response.status, document.renderings) == ((304, 0) if known else (200, 1))
+    headers = dict(response.raw_headers())
+    assert headers[b"etag"] == b'"state-1"'
+    assert headers[b"cache-control"] == b"no-store"
+    assert {b"content-length", b"content-type"}.isdisjoint(headers) is known
+    assert bool(response.body) is not known
+    assert registry.exporter.http_requests["kv_metrics", str(response.status)].value == 1
+
+
+def test_a_change_gives_the_new_state(surface: Surface, registry: rk.Registry) -> None:
+    document = Page()
+    registry.offer_document("kv_metrics", document)
+    assert ask_kv(surface, b'"state-1"').status == 304
+    document.state = 2
+    assert ask_kv(surface, b'"state-1"').body == b'{"state":2}'
 
 
 # --- health and metadata ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ HEAVY = {
     "gzip",
     "http",
     "msgspec",
+    "nats",
     "multiprocessing",
     "opentelemetry",
     "prometheus_client",
@@ -26,6 +27,7 @@ HEAVY = {
     "subprocess",
     "urllib",
     "uvicorn",
+    "xxhash",
     "zstandard",
 }
 
@@ -79,7 +81,8 @@ sys.path.insert(0, {path!r})
     ],
 )
 def test_the_core_works_where_no_extra_is_installed(tmp_path: Path, code: str) -> None:
-    extras = ("opentelemetry", "grpc", "zstandard", "uvicorn", "fastapi", "httpx2", "google", "requests")
-    script = BLOCK.format(names=set(extras), path=str(Path.cwd())) + code
+    extras = {"opentelemetry", "grpc", "zstandard", "uvicorn", "fastapi", "httpx2", "google", "requests"}
+    extras |= {"nats", "xxhash"}
+    script = BLOCK.format(names=extras, path=str(Path.cwd())) + code
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (out.returncode, out.stderr) == (0, "")
