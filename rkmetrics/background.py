@@ -45,7 +45,7 @@ class LoopThread:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come to `start` while its thread is in it
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -56,15 +56,24 @@ class LoopThread:
 
     def start(self) -> None:
         """Start the thread, and wait until its loop runs; nothing where it runs already."""
+        ready = threading.Event()
+        thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
         with self._lock:
-            if self.running:
+            known = self._thread
+            if known is not None and (known.ident is None or known.is_alive()):
                 return
-            ready = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(ready,), name=self._name, daemon=True)
-            self._thread.start()
+            self._thread = thread
+            thread.start()
             self._unhook()
             self._unhook = PROCESS.add(Hooks(self._ask_to_stop, self.join, self._go_on_in_child))
         ready.wait()
+
+    def soon(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function in the loop; nothing where there is none."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: it ended
+                loop.call_soon_threadsafe(function, *arguments)
 
     def call(self, work: Coroutine[Any, Any, T], timeout_seconds: float) -> T | None:
         """Run a coroutine in the loop, and wait for it; None where there is no loop, or no time left."""
@@ -97,10 +106,7 @@ class LoopThread:
         return not self.running
 
     def _ask_to_stop(self, deadline: float) -> None:
-        loop = self._loop
-        if loop is not None:
-            with suppress(RuntimeError):  # the loop is closed: it ended
-                loop.call_soon_threadsafe(self._stop, max(deadline - time.monotonic(), 0.0))
+        self.soon(self._stop, max(deadline - time.monotonic(), 0.0))
 
     def _run(self, ready: threading.Event) -> None:
         try:

@@ -91,7 +91,7 @@ class MessageOutcome(StrEnum):
     SENT = "sent"
     UNCHANGED = "unchanged"  # nothing changed that Dynamo's publish rule looks at
     COALESCED = "coalesced"  # a newer state of the same worker came before it was sent
-    DROPPED = "dropped"  # the server takes no message of that size
+    DROPPED = "dropped"  # the server takes no message of that size, or the worker ended while NATS was away
 
 
 class EventOutcome(StrEnum):

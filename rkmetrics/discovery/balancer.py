@@ -38,7 +38,6 @@ __all__ = ["Balancer", "PolicedSink", "policy_of", "rules_of", "static_backends"
 log = logging.getLogger(__name__)
 
 BURST_SECONDS = 5  # what one caller may send at once, as a share of its rate
-PLACES = 8_192  # checks in flight, at most: half of them are enough for 10,000 that fall silent at once, at 5 s and 2 s
 STOP_SECONDS = 5.0
 SOURCE, ALIVE_SECONDS = "discovery checks", 10.0
 
@@ -75,7 +74,7 @@ class Balancer:
             token=token or token_of(self.settings),
             alive=self._beat,
             metrics=self.metrics,
-            places=min(PLACES, _descriptors() // 4),
+            places=_descriptors() // 4,  # at 20,000: half of them are enough for 5,000 that fall silent at once
             kept=_descriptors() // 2,
         )
         self._sources = tuple(sources)

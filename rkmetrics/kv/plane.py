@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from rkmetrics.catalogue.kv import EventOutcome, KvCache, KvPublishing, MessageOutcome, Nats
+from rkmetrics.errors import KvValueError
 from rkmetrics.kv.base import MetricsSink, WorkerKey
 from rkmetrics.kv.gauges import KindGauges
 from rkmetrics.kv.page import LatestMetrics
@@ -28,6 +29,7 @@ from rkmetrics.lifetime import PROCESS, Hooks
 if TYPE_CHECKING:
     from rkmetrics.kv.events import RouterEvent
     from rkmetrics.kv.nats.events import LocalEvents, StreamEvents
+    from rkmetrics.kv.nats.jetstream import Troubles
     from rkmetrics.kv.nats.link import Link
     from rkmetrics.kv.nats.metrics import NatsMetricsSink
     from rkmetrics.kv.nats.service import ServiceEndpoint, ServiceStats
@@ -60,6 +62,9 @@ class EventSink(Protocol):
     def close(self) -> None:
         """No more events come; what waits may be sent for a while."""
 
+    def retire(self) -> None:
+        """The same, and nobody waits for it: for finalisers."""
+
 
 def why_without_nats(settings: Settings) -> str | None:
     """Return why NATS is left alone; None where it is used."""
@@ -88,6 +93,8 @@ class KvPlane:
         self._services: dict[str, ServiceStats] = {}
         self._metrics: NatsMetricsSink | None = None
         self._thread: LinkThread | None = None
+        self._troubles: dict[str, Troubles] = {}
+        self._owners: dict[WorkerKey, object] = {}
         self._said: set[str] = set()
         self._lock = threading.RLock()  # of what is made for NATS; new in a forked child
         self.worker_id = _random_id()
@@ -145,8 +152,12 @@ class KvPlane:
         with self._lock:
             thread = self._link_thread("KV events over NATS")
         settings = self.settings
-        make = LocalEvents if local_indexer else StreamEvents
-        rider = make(settings.namespace, component, settings.wire, self._cells, queue_events, thread.start)
+        place = settings.namespace, component, settings.wire
+        rider: StreamEvents | LocalEvents
+        if local_indexer:
+            rider = LocalEvents(*place, self._cells, queue_events, thread.start)
+        else:
+            rider = StreamEvents(*place, self._cells, queue_events, thread.start, self._troubles)
         thread.add(rider)
         return _OverNats(rider, thread)
 
@@ -195,8 +206,18 @@ class KvPlane:
             self._thread = LinkThread(lambda: self.link("publisher", feature))
         return self._thread
 
+    def claim(self, key: WorkerKey, owner: object) -> None:
+        """Have one owner for each worker and rank. Raises KvValueError where another one publishes it."""
+        if self._owners.setdefault(key, owner) is not owner:
+            raise KvValueError(
+                "worker_id, dp_rank",
+                tuple(key),
+                "a worker that no other publisher here publishes; give each its own id",
+            )
+
     def withdraw(self, key: WorkerKey, kind: KindGauges) -> None:
         """A worker ended."""
+        self._owners.pop(key, None)
         kind.withdraw(key)
         self.latest.withdraw(key)
         if self._metrics is not None:
@@ -205,6 +226,7 @@ class KvPlane:
     def go_on_in_child(self) -> None:
         """In a forked child: the parent's workers are not its own, and neither is its name."""
         self._lock = threading.RLock()
+        self._owners.clear()
         self.worker_id = _random_id()
         self.latest.renew()
         for kind in self._kinds.values():
@@ -254,6 +276,9 @@ class _Discard:
     def close(self) -> None:
         """Nothing waits."""
 
+    def retire(self) -> None:
+        """Nothing waits."""
+
 
 class _OverNats:
     """A rider of the link thread as a sink."""
@@ -267,3 +292,6 @@ class _OverNats:
     def close(self) -> None:
         self._thread.remove(self._rider, CLOSE_SECONDS)
         self._rider.close()
+
+    def retire(self) -> None:
+        self._thread.retire(self._rider, CLOSE_SECONDS, self._rider.close)

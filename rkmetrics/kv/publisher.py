@@ -65,8 +65,8 @@ class _Rank(NamedTuple):
 class WorkerMetricsPublisher:
     """Publishes the state of one worker. Close it when the worker ends, or use it as a context manager.
 
-    actor_name: the kind of worker, which labels its metrics. worker_id: its instance id (u64); by default one that all
-    publishers of this registry share. dp_rank: for metrics that name no data_parallel_rank. component: as in Dynamo.
+    actor_name: the kind of worker, which labels its metrics. worker_id: its instance id (u64); by default that of
+    this process, which suits one worker. dp_rank: for metrics that name no data_parallel_rank. component: as in Dynamo.
     spec_decode: whether SpecDecodeStats count one step ("step", as Dynamo's workers do) or all steps so far ("total").
     Raises KvValueError for what cannot be used, MissingExtraError where NATS is wanted and its client not installed.
     """
@@ -99,18 +99,19 @@ class WorkerMetricsPublisher:
     def publish(self, metrics: ForwardPassMetrics) -> None:
         """Say how the worker is now. From any thread; waits for nobody. After `close()` nobody hears of it.
 
-        Raises KvValueError, counted in rkmetrics_kv_publish_total{outcome="error"}, for metrics that cannot be.
+        Raises KvValueError, counted in rkmetrics_kv_publish_total{outcome="error"}, for metrics that cannot be, and for
+        a worker and rank that another publisher of this registry has.
         """
+        if self._is_over():
+            return
         try:
             metrics, data = checked(metrics)
+            rank = metrics.worker_stats.data_parallel_rank
+            rank = self.dp_rank if rank is None else rank
+            found = self._ranks.get(rank) or self._claimed(rank)
         except KvValueError:
             self._kind.failed.inc()
             raise
-        rank = metrics.worker_stats.data_parallel_rank
-        rank = self.dp_rank if rank is None else rank
-        if self._is_over():
-            return
-        found = self._ranks.get(rank) or self._ranks.setdefault(rank, _Rank(WorkerKey(self.worker_id, rank), count(1)))
         update = KvUpdate(found.key, metrics, data, next(found.numbers))
         self._latest[0] = data
         self._kind.offer(update, self._spec_decode)
@@ -118,6 +119,11 @@ class WorkerMetricsPublisher:
             sink.offer(update)
         if self._is_over():  # by now, in another thread
             self._plane.withdraw(found.key, self._kind)
+
+    def _claimed(self, rank: int) -> _Rank:
+        key = WorkerKey(self.worker_id, rank)
+        self._plane.claim(key, self._ranks)
+        return self._ranks.setdefault(rank, _Rank(key, count(1)))
 
     def _is_over(self) -> bool:
         return not self._end.alive
@@ -181,6 +187,8 @@ class KvEventPublisher:
         self.worker_id, self.dp_rank, self.block_size = _worker_id(plane, worker_id), _dp_rank(dp_rank), block_size
         if plane.without_nats is None:
             block_hashes((), block_size)  # raises here, and not with the first event, where the extra is missing
+        if queue_events < 2:
+            raise KvValueError("queue_events", queue_events, "2 or more")
         self._event_ids = count()
         self._sink: EventSink = plane.event_sink(
             self.worker_id,
@@ -188,6 +196,8 @@ class KvEventPublisher:
             local_indexer=local_indexer,
             queue_events=queue_events,
         )
+        self._forgotten = weakref.finalize(self, self._sink.retire)
+        self._forgotten.atexit = False  # what waits then is the link's to send
 
     def publish_stored(
         self,
@@ -230,7 +240,8 @@ class KvEventPublisher:
 
     def close(self) -> None:
         """Send what waits, for three seconds at most."""
-        self._sink.close()
+        if self._forgotten.detach():
+            self._sink.close()
 
     def __enter__(self) -> Self:
         return self

@@ -125,7 +125,7 @@ class Balancer:
     def __init__(self, number: int, count: int, loop: VirtualLoop) -> None:
         rules = Rules(limit=count, limit_per_caller=count)
         self.directory = Directory(rules, clock=loop.time)
-        self.checker = HealthChecker(self.directory, path=f"/{number}", places=8_192)
+        self.checker = HealthChecker(self.directory, path=f"/{number}", places=count)
         for each in range(count):
             self.directory.announce(_backend(each), CALLER)
 

@@ -115,6 +115,22 @@ def test_who_names_no_worker_shares_one_name(registry: rk.Registry) -> None:
     assert publisher.worker_id == events.worker_id == KvPlane.of(registry).worker_id
 
 
+def test_a_worker_has_one_publisher(registry: rk.Registry) -> None:
+    first = rk.kv.WorkerMetricsPublisher(registry, actor_name="prefill")
+    second = rk.kv.WorkerMetricsPublisher(registry, actor_name="decode")
+    first.publish(metrics(1))
+    with pytest.raises(rk.KvValueError, match="no other publisher"):
+        second.publish(metrics(2))
+    second.publish(metrics(3, rank=1))  # another rank is another worker
+    first.close()
+    second.publish(metrics(4))
+    assert {key[1]: worker["data"]["kv_stats"]["kv_active_blocks"] for key, worker in pulled(registry).items()} == {
+        0: 4,
+        1: 3,
+    }
+    assert KvPlane.of(registry).kind("decode").cells.publish["error"].value == 1
+
+
 @pytest.mark.parametrize("worker_id", [-1, 2**64, "7", 7.0, True])
 def test_a_worker_id_is_a_u64(registry: rk.Registry, worker_id: Any) -> None:
     with pytest.raises(rk.KvValueError, match="worker_id"):
@@ -199,6 +215,7 @@ def test_after_the_end_of_a_worker_nobody_hears_of_it(registry: rk.Registry) -> 
     publisher.publish(metrics(20, rank=1))
     assert shown(registry, "rkmetrics_kv_active_blocks") == 0
     assert pulled(registry) == {}
+    assert KvPlane.of(registry).kind("llm").cells.publish["ok"].value == 1
 
 
 def test_a_worker_that_ends_while_it_publishes_leaves_nothing_behind(registry: rk.Registry) -> None:

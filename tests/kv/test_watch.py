@@ -92,6 +92,7 @@ async def test_a_watch_goes_on_until_it_is_cancelled() -> None:
     [
         (["watch"], {}, "name URLs to poll, or set NATS_SERVER"),
         (["watch"], {"DYN_REQUEST_PLANE": "http"}, "request plane mode is 'http'"),
+        (["watch", "ftp://x"], {}, "ftp://x"),
         (["publish"], {}, "set NATS_SERVER"),
         (["publish"], {"RKMETRICS_KV_PLANE": "off", "NATS_SERVER": "nats://127.0.0.1:1"}, "KV plane is 'off'"),
         (["publish"], {"DYN_NAMESPACE": "a.b"}, "DYN_NAMESPACE='a.b'"),

@@ -4,6 +4,7 @@ change once, and all is well again by itself (reliability: F1 to F7, F20, R12, T
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -221,6 +222,30 @@ async def test_a_token_opens_the_server_that_wants_one(
     await until(lambda: counted(registry, "rkmetrics_nats_connects_total", outcome=outcome) >= 1)
 
 
+def nkey() -> tuple[str, str]:
+    """A seed, and its public key."""
+    nkeys = pytest.importorskip("nkeys", reason="NKeys: pip install 'rkmetrics[nats]'")
+    seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+    return seed.decode(), nkeys.from_seed(bytearray(seed)).public_key.decode()
+
+
+async def test_an_nkey_opens_the_server_that_knows_it(make_nats: MakeNats, registries: Registries) -> None:
+    seed, public = nkey()
+    server = make_nats(config=f"authorization {{ users: [ {{ nkey: {public} }} ] }}").start()
+    registry = registries(server, nats_nkey=rk.Secret(seed))
+    rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=1).publish(metrics(5))
+    await until(lambda: counted(registry, "rkmetrics_kv_messages_total", outcome="sent") == 1)
+
+
+async def test_a_file_that_is_not_there_is_no_unreachable_server(
+    make_nats: MakeNats, registries: Registries, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = registries(make_nats(), nats_ca_file="/nowhere/ca.pem")
+    rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=1).publish(metrics(5))
+    await until(lambda: counted(registry, "rkmetrics_nats_connects_total", outcome="error") >= 1)
+    assert "No such file" in nats_lines(caplog)[0]
+
+
 # --- a stream in trouble ----------------------------------------------------------------------------------------------
 
 
@@ -273,14 +298,29 @@ async def test_a_server_without_jetstream_is_said_once_and_events_wait(
     server = make_nats(jetstream=False).start()
     registry = registries(server)
     publisher = rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=1)
-    events = rk.kv.KvEventPublisher(registry, worker_id=1, block_size=4)
-    events.publish_removed([1])
+    all_events = [rk.kv.KvEventPublisher(registry, worker_id=number, block_size=4) for number in range(5)]
+    for events in all_events:
+        events.publish_removed([1])
     publisher.publish(metrics(3))  # metrics need no stream
     await until(lambda: counted(registry, "rkmetrics_kv_messages_total", outcome="sent") == 1)
     await until(lambda: any("no JetStream" in line for line in nats_lines(caplog)))
     await asyncio.sleep(1.0)
     assert len([line for line in nats_lines(caplog) if "no JetStream" in line]) == 1
-    assert counted(registry, "rkmetrics_kv_events_pending") == 1
+    assert counted(registry, "rkmetrics_kv_events_pending") == 5
+
+
+async def test_a_publisher_that_nobody_keeps_still_sends_what_it_had_and_leaves(
+    make_nats: MakeNats, registries: Registries
+) -> None:
+    server = make_nats().start()
+    registry = registries(server)
+    for number in range(5):
+        rk.kv.KvEventPublisher(registry, worker_id=number, block_size=4).publish_removed([number])
+    gc.collect()
+    await until(lambda: sent(registry) == 5)
+    thread = KvPlane.of(registry)._thread
+    assert thread is not None
+    await until(lambda: thread._link is not None and not thread._link._riders)
 
 
 async def test_an_event_that_is_too_large_costs_the_worker_its_blocks_and_nothing_else(

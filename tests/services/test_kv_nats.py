@@ -26,9 +26,11 @@ WORKER = 9041998779776340742
 _numbers = count()
 
 
-def metrics(active: int = 100, waiting: int = 0, slots: int = 2) -> rk.kv.ForwardPassMetrics:
+def metrics(active: int = 100, waiting: int = 0, slots: int = 2, rank: int | None = None) -> rk.kv.ForwardPassMetrics:
     return rk.kv.ForwardPassMetrics(
-        rk.kv.WorkerStats(request_active_slots=slots, request_total_slots=64, num_requests_waiting=waiting),
+        rk.kv.WorkerStats(
+            data_parallel_rank=rank, request_active_slots=slots, request_total_slots=64, num_requests_waiting=waiting
+        ),
         rk.kv.KvStats(
             kv_active_blocks=active,
             kv_total_blocks=1000,
@@ -281,6 +283,31 @@ async def test_all_that_real_workers_sent_is_heard_and_the_rest_is_passed_over(
     assert counted(registry, "rkmetrics_kv_reports_total", source="push") == len(payloads)
     assert len(aggregator.workers()) == 4
     assert len([record for record in caplog.records if "passed over" in record.getMessage()]) == 1
+
+
+async def test_gaps_are_of_what_was_missed_and_not_of_ranks_that_take_turns(
+    nats_server: NatsServer, registries: Callable[..., rk.Registry]
+) -> None:
+    """An envelope of 0.9 counts what its publisher sent for all of its ranks."""
+    registry = registries(nats_server, wire="0.9")
+    aggregator = rk.kv.KvMetricsAggregator(registry)
+    subject = f"namespace.{space(registry)}.kv_metrics"
+    async with rk.kv.KvMetricsSubscriber(registry, aggregator), tap(nats_server, subject) as heard:
+        await until(lambda: counted(registry, "rkmetrics_nats_connections") == 1)
+        await asyncio.sleep(0.1)
+        with rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=1) as publisher:
+            for number in range(10):
+                publisher.publish(metrics(number, rank=number % 2))
+                await heard.settle(number + 1)
+            await until(lambda: counted(registry, "rkmetrics_kv_reports_total", source="push") == 10)
+            assert [state.missed for state in aggregator.workers().values()] == [0, 0]
+            envelope = msgspec.msgpack.decode(heard.heard[-1][1])
+            assert envelope["sequence"] == 9
+            await heard.client.publish(subject, msgspec.msgpack.encode(envelope | {"sequence": 13}))
+            await until(lambda: counted(registry, "rkmetrics_kv_missed_updates_total") == 3)
+            await heard.client.publish(subject, msgspec.msgpack.encode(envelope | {"sequence": 0}))  # it began again
+            await until(lambda: counted(registry, "rkmetrics_kv_reports_total", source="push") == 12)
+    assert counted(registry, "rkmetrics_kv_missed_updates_total") == 3
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from uuid import uuid4
 import msgspec
 
 from rkmetrics.catalogue.kv import EventOutcome, KvPublishing
-from rkmetrics.errors import KvValueError
 from rkmetrics.kv.events import (
     Cleared,
     KvEvent,
@@ -44,7 +43,7 @@ from rkmetrics.kv.events import (
 from rkmetrics.kv.nats.jetstream import JetStreamTrouble, Troubles, decode_answer, ensure_stream
 from rkmetrics.kv.nats.link import listen
 from rkmetrics.kv.nats.thread import Doorbell
-from rkmetrics.retry import Backoff
+from rkmetrics.retry import Backoff, StateLog
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -88,14 +87,13 @@ class EventQueue:
     """
 
     def __init__(self, encode: Callable[[RouterEvent], bytes], cells: KvPublishing, limit: int = QUEUE_EVENTS) -> None:
-        if limit < 2:
-            raise KvValueError("queue_events", limit, "2 or more")
         self._encode, self._limit = encode, limit
         self._count = {outcome: cells.events[outcome] for outcome in EventOutcome}
         self._depth = cells.events_pending.share()
         self._number = self._bytes = 0
         self._place = 0  # of the last one that was let go
-        self._overflowing = self._closed = False
+        self._closed = False
+        self._log = StateLog(log)
         self._lock = threading.RLock()
         self._waiting: deque[_Entry] = deque()
         self._settled = asyncio.Event()
@@ -135,14 +133,14 @@ class EventQueue:
         self.in_flight = self._bytes = 0
         self._append(last, self._encode(last))
         self._count[EventOutcome.DROPPED].inc(dropped)
-        if not self._overflowing:
-            self._overflowing = True
-            log.warning(
-                "KV events of worker %d: %d dropped, as NATS is away or slower than they come; routers are told to "
-                "forget this worker's blocks and learn them anew; said once until they flow again",
-                last.worker_id,
-                dropped,
-            )
+        self._log.note(
+            "dropped",
+            logging.WARNING,
+            "KV events of worker %d: %d dropped, as NATS is away or slower than they come; routers are told to forget "
+            "this worker's blocks and learn them anew; said once until they flow again",
+            last.worker_id,
+            dropped,
+        )
 
     def take(self, window: int) -> list[_Entry]:
         """Return what may be sent now, so that at most `window` are on their way."""
@@ -164,7 +162,8 @@ class EventQueue:
             astray = waiting[0].number if waiting and waiting[0].place else None
             if count:
                 self.in_flight = max(self.in_flight - count, 0)
-                self._overflowing = self._overflowing and len(waiting) > self._limit // 2
+                if len(waiting) <= self._limit // 2:
+                    self._log.note("", logging.DEBUG, "KV events flow")
                 self._depth.set(len(waiting))
         if count:
             self._count[EventOutcome.SENT].inc(count)
@@ -225,10 +224,20 @@ class _Refused(JetStreamTrouble):
 
 
 class StreamEvents:
-    """Sends the events of one worker to the stream of its component, each acknowledged. A rider of a link thread."""
+    """Sends the events of one worker to the stream of its component, each acknowledged. A rider of a link thread.
+
+    troubles: of the streams that are known, so that what is wrong with one is said once, for however many workers.
+    """
 
     def __init__(
-        self, namespace: str, component: str, wire: str, cells: KvPublishing, limit: int, ensure: Callable[[], None]
+        self,
+        namespace: str,
+        component: str,
+        wire: str,
+        cells: KvPublishing,
+        limit: int,
+        ensure: Callable[[], None],
+        troubles: dict[str, Troubles],
     ) -> None:
         self._subject, self._stream = event_subject(namespace, component, wire), stream_name(namespace, component)
         self._queue, self._ensure = EventQueue(lambda event: encode_event(event, wire), cells, limit), ensure
@@ -237,7 +246,8 @@ class StreamEvents:
         self._refusal: _Refused | None = None
         self._attempt = 0
         self._patience = 0.0  # until when the oldest of what is on its way must be answered
-        self._troubles = Troubles(f"the stream {self._stream}", "they wait, up to a limit")
+        said = Troubles(f"the stream {self._stream}", "they wait, up to a limit")
+        self._troubles = troubles.setdefault(self._stream, said)
         self._too_large = False
 
     def offer(self, event: RouterEvent) -> None:

@@ -229,12 +229,6 @@ class Link:
         self._standing.close()
         self._wanted.close()
 
-    def fileno(self) -> int | None:
-        """The number of the connection's socket; None while there is none."""
-        writer = _writer(self._trying)
-        sock = None if writer is None else writer.get_extra_info("socket")
-        return None if sock is None else int(sock.fileno())
-
     async def run(self) -> None:
         """Keep the connection, until stopped or cancelled."""
         self._wanted.set(1)
@@ -423,6 +417,8 @@ def _outcome(error: BaseException, heard: BaseException | None) -> ConnectOutcom
             return ConnectOutcome.UNAUTHORIZED
         if isinstance(each, TimeoutError):
             return ConnectOutcome.TIMEOUT
+        if isinstance(each, FileNotFoundError | PermissionError):  # a certificate, a file of credentials
+            return ConnectOutcome.ERROR
         if isinstance(each, OSError) and not isinstance(each, ssl.SSLError):
             return ConnectOutcome.UNREACHABLE
     return ConnectOutcome.ERROR

@@ -38,9 +38,8 @@ BATCH = 100
 #: How many workers that ended are kept for their last state while NATS is away.
 ENDED_WORKERS = 1_000
 
-#: What was sent of a worker: active blocks, waiting requests, and the number of its next message.
-_Shown = tuple[int, int, int]
-_NEVER: _Shown = (-1, -1, 0)
+#: What was sent of a worker: active blocks, waiting requests.
+_Shown = tuple[int, int]
 
 
 class NatsMetricsSink:
@@ -54,6 +53,7 @@ class NatsMetricsSink:
         self._latest: dict[WorkerKey, KvUpdate] = {}
         self._pending: dict[WorkerKey, KvUpdate] = {}
         self._sent: dict[WorkerKey, _Shown] = {}
+        self._numbers: dict[int, int] = {}  # of each worker's next message, over all of its ranks
         self._bell = Doorbell()
         self._too_large = False
 
@@ -80,7 +80,7 @@ class NatsMetricsSink:
 
     async def run(self, nc: Client) -> None:
         """Send what changes while the connection lasts."""
-        self._sent = {key: (-1, -1, number) for key, (_, _, number) in self._sent.items()}
+        self._sent.clear()
         for key, update in list(self._latest.items()):
             self._pending.setdefault(key, update)
         while True:
@@ -116,19 +116,20 @@ class NatsMetricsSink:
 
     def _take(self, limit: int) -> list[tuple[KvUpdate, _Shown, bytes]]:
         """Take what waits and is news, up to a batch, as messages."""
-        pending, sent, encode = self._pending, self._sent, self._encode
+        pending, sent, numbers, encode = self._pending, self._sent, self._numbers, self._encode
         now = time.time_ns() // 1_000_000
         batch: list[tuple[KvUpdate, _Shown, bytes]] = []
         while pending and len(batch) < BATCH:
             key, update = pending.popitem()  # whole: an offer from another thread is before it or after it
-            active, waiting = update.metrics.kv_stats.kv_active_blocks, update.metrics.worker_stats.num_requests_waiting
-            before = sent.get(key, _NEVER)
-            if before[0] == active and before[1] == waiting:
+            shown = update.metrics.kv_stats.kv_active_blocks, update.metrics.worker_stats.num_requests_waiting
+            if sent.get(key) == shown:
                 self._count[MessageOutcome.UNCHANGED].inc()
                 continue
-            payload = encode(update, before[2], now)
+            number = numbers.get(key.worker_id, 0)
+            payload = encode(update, number, now)
             if len(payload) <= limit:
-                batch.append((update, (active, waiting, before[2] + 1), payload))
+                numbers[key.worker_id] = number + 1
+                batch.append((update, shown, payload))
             else:
                 self._drop(len(payload), limit)
         return batch
@@ -137,6 +138,8 @@ class NatsMetricsSink:
         """Workers that ended leave nothing behind."""
         if len(self._sent) > len(self._latest):
             self._sent = {key: shown for key, shown in self._sent.items() if key in self._latest}
+            living = {key.worker_id for key in self._sent}
+            self._numbers = {worker_id: number for worker_id, number in self._numbers.items() if worker_id in living}
 
     def _drop(self, size: int, limit: int) -> None:
         self._count[MessageOutcome.DROPPED].inc()
@@ -162,6 +165,7 @@ class MetricsListener:
     ) -> None:
         self._subject, self._aggregator, self._accept = metrics_subject(namespace), aggregator, accept
         self._stale_after_seconds = stale_after_seconds
+        self._numbering = _Numbering()
         self._said = False
 
     async def run(self, nc: Client) -> None:
@@ -183,7 +187,7 @@ class MetricsListener:
             self._pass_over(error)
             return
         if self._accept is None or self._accept(report):
-            self._aggregator.report(report, ReportSource.PUSH, self._stale_after_seconds)
+            self._aggregator.report(self._numbering.own(report), ReportSource.PUSH, self._stale_after_seconds)
 
     def _pass_over(self, error: PayloadError) -> None:
         if self._aggregator.metrics is not None:
@@ -191,3 +195,30 @@ class MetricsListener:
         if not self._said:
             self._said = True
             log.warning("NATS: %s on %s; it is passed over, and others like it without a word", error, self._subject)
+
+
+class _Numbering:
+    """Numbers for each rank, made of those that a publisher counts over all of its ranks (the envelopes of 0.9).
+
+    A gap belongs to the rank that is heard after it: whose the missing ones were, nobody can tell.
+    """
+
+    LIMIT = 20_000
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}  # publisher: its last number, and how often it began again
+        self._own: dict[WorkerKey, int] = {}
+
+    def own(self, report: KvReport) -> KvReport:
+        """Return the report with a number that only its rank counts."""
+        number = report.sequence
+        if number is None:
+            return report
+        if len(self._last) > self.LIMIT or len(self._own) > self.LIMIT:  # as after a restart here
+            self._last, self._own = {}, {}
+        last, starts = self._last.get(report.incarnation, (number - 1, 0))
+        starts += number <= last
+        missing = max(number - last - 1, 0)
+        self._last[report.incarnation] = number, starts
+        self._own[report.key] = own = self._own.get(report.key, 0) + 1 + missing
+        return report._replace(sequence=own, incarnation=f"{report.incarnation}.{starts}")

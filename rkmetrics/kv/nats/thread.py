@@ -8,20 +8,14 @@ its doorbell, and everything that waits is in this thread.
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
-from rkmetrics.background import unplug
+from rkmetrics.background import LoopThread
 from rkmetrics.kv.nats.link import Link, Rider
-from rkmetrics.lifetime import PROCESS, Hooks
 
 __all__ = ["Doorbell", "LinkThread", "Resident"]
-
-log = logging.getLogger("rkmetrics.nats")
 
 #: What is kept of the time to stop, for ending a connection that hangs.
 MARGIN_SECONDS = 0.5
@@ -64,115 +58,85 @@ class Resident(Rider, Protocol):
 
 
 class LinkThread:
-    """Runs a link while it has riders. `call` and what builds on it may come from any thread."""
+    """Runs a link, from its first rider on. All of it may be called from any thread."""
 
     def __init__(self, make_link: Callable[[], Link]) -> None:
         self._make_link = make_link
         self._riders: list[Resident] = []
-        self._stopped = False
-        self._unhook: Callable[[], None] = lambda: None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may publish while the main thread is in `start`
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
+        self._abandoned: list[Link] = []
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._stopped = False
+        self._thread = LoopThread("rkmetrics-nats", self._live, self._end, self._forget)
 
     def add(self, rider: Resident) -> None:
         """Take a rider on, and start with the first."""
         self._riders.append(rider)
         self.start()
-        self._call(lambda link: link.add(rider))
+        self._thread.soon(self._board, rider)
 
     def remove(self, rider: Resident, timeout_seconds: float) -> None:
         """Let a rider send what waits, for so long at most, and go on without it."""
-        if rider not in self._riders:
-            return
-        self._riders.remove(rider)
-        loop, link = self._loop, self._link
-        if loop is None or link is None or threading.current_thread() is self._thread:
-            return
-        leaving = _leave(link, rider, timeout_seconds)
-        try:
-            left = asyncio.run_coroutine_threadsafe(leaving, loop)
-        except RuntimeError:  # the loop is closed
-            leaving.close()
-            return
-        with suppress(Exception):
-            left.result(timeout_seconds + MARGIN_SECONDS)
+        link = self._link
+        if rider in self._riders:
+            self._riders.remove(rider)
+            if link is not None:
+                self._thread.call(_leave(link, rider, timeout_seconds), timeout_seconds + MARGIN_SECONDS)
+
+    def retire(self, rider: Resident, timeout_seconds: float, then: Callable[[], object]) -> None:
+        """The same without waiting for it; `then` is called in the end, in the link's thread."""
+        if rider in self._riders:
+            self._riders.remove(rider)
+            self._thread.soon(self._see_off, rider, timeout_seconds, then)
 
     def start(self) -> None:
         """Start the thread if it does not run; in a forked child none does."""
-        if self._thread is not None or self._stopped:
-            return
-        with self._lock:
-            ready = threading.Event()
-            thread = threading.Thread(target=self._run, args=(ready,), name="rkmetrics-nats", daemon=True)
-            if self._thread is None:
-                self._thread = thread
-                thread.start()
-                self._unhook()
-                self._unhook = PROCESS.add(Hooks(self._ask_to_stop, self.stop, self._go_on_in_child))
-                ready.wait()
-
-    @property
-    def running(self) -> bool:
-        """Whether the thread is there; publishers look, as a forked child has none."""
-        return self._thread is not None
+        if not self._stopped:
+            self._thread.start()
 
     def stop(self, timeout_seconds: float) -> bool:
         """Send what waits and end, within the time. Whether it ended."""
         self._stopped = True
-        self._ask_to_stop(time.monotonic() + timeout_seconds)
-        self._unhook()
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return True
-        thread.join(timeout_seconds)
-        return not thread.is_alive()
+        return self._thread.stop(timeout_seconds)
 
-    def _ask_to_stop(self, deadline: float) -> None:
-        self._stopped = True
-        drain = max(deadline - time.monotonic() - MARGIN_SECONDS, 0.1)
-        self._call(lambda link: link.stop(drain))
+    # --- in the thread ------------------------------------------------------------------------------------------------
 
-    def _call(self, function: Callable[[Link], Any]) -> None:
-        loop, link = self._loop, self._link
-        if loop is not None and link is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(function, link)
-
-    def _run(self, ready: threading.Event) -> None:
-        try:
-            asyncio.run(self._live(ready))
-        except Exception:
-            log.exception("the NATS thread ends; nothing more is sent")
-        finally:
-            ready.set()
-
-    async def _live(self, ready: threading.Event) -> None:
-        link = self._make_link()
+    async def _live(self) -> None:
+        link = self._link = self._make_link()
         for rider in list(self._riders):
             link.add(rider)
-        self._link, self._loop = link, asyncio.get_running_loop()
-        ready.set()
         await link.run()
 
-    def _go_on_in_child(self) -> None:
-        """No thread has come along, and the socket is the parent's: let go, and begin with the next publication."""
+    def _board(self, rider: Resident) -> None:
+        if self._link is not None:
+            self._link.add(rider)
+
+    def _see_off(self, rider: Resident, seconds: float, then: Callable[[], object]) -> None:
         link = self._link
-        self._reset()
+        if link is None:
+            then()
+            return
+        leaving = asyncio.create_task(_leave(link, rider, seconds))
+        leaving.add_done_callback(lambda _: then())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    def _end(self, seconds: float) -> None:
+        self._stopped = True
+        if self._link is not None:
+            self._link.stop(max(seconds - MARGIN_SECONDS, 0.1))
+
+    def _forget(self) -> None:
+        """In a forked child the thread is gone and the socket unplugged; its first publication begins anew."""
+        link, self._link = self._link, None
         if link is not None:
-            number = link.fileno()
-            if number is not None and number >= 0:
-                unplug(number)
             link.forget()
-            self._abandoned = link  # kept: what is collected with it would close the parent's connection in order
+            self._abandoned.append(link)  # kept: what is collected with it would close the parent's connection in order
         for rider in self._riders:
             rider.forget()
 
 
 async def _leave(link: Link, rider: Rider, seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        await link.remove(rider)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await link.remove(rider)
