@@ -33,7 +33,7 @@ __all__ = ["CASES"]
 RAW = "nats-py, publish"
 RAW_ACKED = "nats-py, publish_async, 4,000 pending"
 RAW_ONE = "nats-py, js.publish one at a time"
-WORKERS = 500  # whose states change at once: none of them may take another's place
+WORKERS = 2_000  # whose states change at once: none of them may take another's place
 BURST = 4_000  # events; a queue of the default size holds them
 _spaces = count()
 
@@ -138,7 +138,7 @@ def _plane(server: NatsServer) -> Iterator[rk.Registry]:
 
 def _wait(cell: Any, value: float) -> None:
     while cell.value < value:
-        time.sleep(0.0005)
+        time.sleep(0.002)
 
 
 def _us_each(run: Callable[[], object], messages: int) -> float:
@@ -165,7 +165,7 @@ def _raw(server: NatsServer, work: Callable[[Any], Awaitable[object]], messages:
 
 def measure_metrics(scale: Scale) -> Mapping[str, Sequence[float]]:
     """CPU of one message: all workers publish new states, some times over."""
-    turns = max(1, scale.updates // 2_000)
+    turns = max(1, scale.updates // 5_000)
     messages = WORKERS * turns
 
     with _server() as server, _plane(server) as registry:

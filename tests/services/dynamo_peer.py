@@ -131,8 +131,16 @@ class Peer:
         return _scores(await self._indexer.find_matches_for_request(tokens, 0))
 
     async def router(self, block_size: int, options: dict[str, Any] | None = None) -> None:
+        """One that chooses: under load, one in a hundred is born without its scheduler, and never will."""
         config = llm.KvRouterConfig(**(options or {}))
-        self._router = llm.KvPushRouter(self._endpoint, block_size, config)
+        for attempt in range(5):
+            self._router = llm.KvPushRouter(self._endpoint, block_size, config)
+            try:
+                await self._router.best_worker([0] * block_size)
+                return
+            except Exception as error:
+                print(f"router {attempt}: {error}", file=sys.stderr)
+        raise RuntimeError("no router came up")
 
     async def best(self, tokens: list[int]) -> list[int]:
         """The router's choice: [worker id, rank, blocks]."""

@@ -466,14 +466,15 @@ async def test_our_reader_misses_nothing_when_routers_start_and_delete_its_consu
 async def test_whoever_comes_first_makes_the_same_stream_and_both_work_on_it(
     nats_server: NatsServer, peers: StartPeer, registries: Registries
 ) -> None:
+    """Not at the same time: what a worker of Dynamo publishes while another one makes the stream is lost to it."""
     configs: list[dict[str, Any]] = []
     for we_come_first in (True, False):
         registry = registries(nats_server, wire="0.7")
         worker, router = await peers(space(registry)), await peers(space(registry))
         worker_id = await worker.ask("serve")
-        publisher = rk.kv.KvEventPublisher(registry, worker_id=worker_id, block_size=4)
 
-        async def ours(registry: rk.Registry = registry, publisher: rk.kv.KvEventPublisher = publisher) -> None:
+        async def ours(registry: rk.Registry = registry, worker_id: int = worker_id) -> None:
+            publisher = rk.kv.KvEventPublisher(registry, worker_id=worker_id, block_size=4)
             publisher.publish_stored([1] * 4, [1])
             await until(lambda: counted(registry, "rkmetrics_kv_events_total", outcome="sent") == 1)
 

@@ -306,6 +306,8 @@ class StreamEvents:
                     await self._queue.bell.wait()
             except TimeoutError:
                 raise JetStreamTrouble("the server does not acknowledge") from None
+            if (astray := self._queue.settle()) is not None:
+                self._refuse("the stream has events in another order", astray)
             if self._refusal is not None:
                 refusal, self._refusal = self._refusal, None
                 raise refusal
@@ -339,8 +341,6 @@ class StreamEvents:
         reason = self._judge(message, entry)
         if reason:
             self._refuse(reason, number)
-        elif (astray := self._queue.settle()) is not None:
-            self._refuse("the stream has events in another order", astray)
         self._queue.bell.ring()
 
     def _refuse(self, reason: str, number: int) -> None:

@@ -34,7 +34,7 @@ __all__ = ["MetricsListener", "NatsMetricsSink"]
 log = logging.getLogger("rkmetrics.nats")
 
 DEBOUNCE_SECONDS = 0.001
-BATCH = 100
+BATCH = 256
 #: How many workers that ended are kept for their last state while NATS is away.
 ENDED_WORKERS = 1_000
 
@@ -125,10 +125,11 @@ class NatsMetricsSink:
             if sent.get(key) == shown:
                 self._count[MessageOutcome.UNCHANGED].inc()
                 continue
-            number = numbers.get(key.worker_id, 0)
+            worker_id = key[0]
+            number = numbers.get(worker_id, 0)
             payload = encode(update, number, now)
             if len(payload) <= limit:
-                numbers[key.worker_id] = number + 1
+                numbers[worker_id] = number + 1
                 batch.append((update, shown, payload))
             else:
                 self._drop(len(payload), limit)
