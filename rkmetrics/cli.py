@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rkmetrics.errors import AssetError, RkMetricsError, ServeError, SettingsError
+from rkmetrics.errors import AssetError, KvValueError, RkMetricsError, ServeError, SettingsError
 from rkmetrics.settings import SETTINGS, Parser, Secret, Settings, seconds, whole
 
 if TYPE_CHECKING:
@@ -235,6 +235,7 @@ def catalogue(arguments: Arguments, settings: Settings, environ: Mapping[str, st
             "labels": {label.name: list(label.values) or label.described for label in definition.labels},
             "per_actor_name": definition.per_actor,
             "across": definition.across,
+            **({"buckets": list(definition.bounds)} if definition.bounds else {}),
             "help": definition.help,
             "renamed_from": [rename.name for rename in definition.renamed_from],
         }
@@ -481,6 +482,8 @@ def kv_watch(arguments: Arguments, settings: Settings, environ: Mapping[str, str
     watching = watch(registry, show, urls=arguments.url, token=_first_token(settings), once=arguments.once)
     try:
         return FINE if asyncio.run(watching) else FINDINGS
+    except KvValueError as error:  # of a URL
+        return _trouble(WRONG_USE, error)
     except KeyboardInterrupt:
         return FINE
 
@@ -797,6 +800,13 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
+# What a first word with several second ones is about.
+GROUPS: Mapping[str, str] = {
+    "assets": "Dashboards, rules and pages: check them, migrate them, write them.",
+    "kv": "Metrics of LLM workers: watch them, publish them.",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rkmetrics", description="Metrics for actor fleets and LLM workers.")
     parser.set_defaults(run=None)
@@ -812,7 +822,7 @@ def _add(groups: dict[tuple[str, ...], Any], command: Command) -> None:
     path: tuple[str, ...] = ()
     for word in command.words[:-1]:
         if (*path, word) not in groups:
-            group = groups[path].add_parser(word, help=summary)
+            group = groups[path].add_parser(word, help=GROUPS.get(word, summary), description=GROUPS.get(word))
             group.set_defaults(run=None)
             groups[*path, word] = group.add_subparsers(metavar="COMMAND", required=True)
         path = (*path, word)

@@ -47,7 +47,7 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path, root: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"rkmetrics"}
     expected = {str(path.relative_to(root)) for path in root.glob("rkmetrics/**/*.py")}
     assert expected <= set(names)
-    assert "rkmetrics/py.typed" in names
+    assert {"rkmetrics/py.typed", "rkmetrics/assets/rivetkit.json"} <= set(names)
     assert [name for name in names if name.endswith((".so", ".pyd"))] == []
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
