@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from rkmetrics.errors import FetchError
-from rkmetrics.fetch import Answer, AnswerParser, Channel, Endpoint, Failure, Headers, request_head
+from rkmetrics.fetch import Channel, Endpoint, Failure, request_head
+from rkmetrics.http_answer import Answer, AnswerParser, Headers
 
 __all__ = ["HELD_BYTES", "LineCutter", "PieceParser", "Stream"]
 

@@ -16,20 +16,15 @@ from hypothesis import strategies as st
 
 import rkmetrics as rk
 from rkmetrics.errors import FetchError
-from rkmetrics.fetch import (
+from rkmetrics.fetch import Channel, Endpoint, Failure, get, request_head, send
+from rkmetrics.http_answer import (
     BODY_LIMIT_BYTES,
     CHUNKS_LIMIT,
     HEAD_LIMIT_BYTES,
     Answer,
     AnswerParser,
-    Channel,
-    Endpoint,
-    Failure,
     Reason,
     Refused,
-    get,
-    request_head,
-    send,
 )
 from rkmetrics.settings import Settings
 from tests.hostile import BEHAVIOURS, answering, response, serving, until

@@ -32,7 +32,8 @@ from rkmetrics.discovery.base import Address
 from rkmetrics.discovery.directory import Change, Directory
 from rkmetrics.discovery.entry import Entry
 from rkmetrics.discovery.verdict import Vitals, judge_answer, judge_failure
-from rkmetrics.fetch import Answer, Channel, Endpoint, Failure, request_head
+from rkmetrics.fetch import Channel, Endpoint, Failure, request_head
+from rkmetrics.http_answer import Answer
 
 if TYPE_CHECKING:
     from rkmetrics.settings import Secret

@@ -18,7 +18,8 @@ import msgspec
 from rkmetrics.catalogue.announcing import AnnounceOutcome, WithdrawOutcome
 from rkmetrics.discovery.base import REGISTER_PATH, Backend
 from rkmetrics.errors import FetchError
-from rkmetrics.fetch import Answer, Endpoint, Reason, send
+from rkmetrics.fetch import Endpoint, send
+from rkmetrics.http_answer import Answer, Reason
 from rkmetrics.retry import Backoff, StateLog, jittered
 from rkmetrics.settings import Secret
 

@@ -10,7 +10,8 @@ from typing import Annotated
 import msgspec
 
 from rkmetrics.catalogue.discovery import CheckOutcome
-from rkmetrics.fetch import Answer, Failure, Reason
+from rkmetrics.fetch import Failure
+from rkmetrics.http_answer import Answer, Reason
 
 __all__ = ["BLIND", "Vitals", "judge_answer", "judge_failure"]
 

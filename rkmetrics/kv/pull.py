@@ -21,7 +21,8 @@ from typing import Self
 
 from rkmetrics.catalogue.kv import PollOutcome, ReportSource
 from rkmetrics.errors import FetchError, KvValueError, PayloadError
-from rkmetrics.fetch import Answer, Channel, Endpoint, Failure, Reason, request_head
+from rkmetrics.fetch import Channel, Endpoint, Failure, request_head
+from rkmetrics.http_answer import Answer, Reason
 from rkmetrics.kv.aggregator import KvMetricsAggregator
 from rkmetrics.kv.base import WorkerKey
 from rkmetrics.kv.page import PATH, read_document

@@ -19,7 +19,8 @@ from rkmetrics.discovery import health
 from rkmetrics.discovery.base import Backend
 from rkmetrics.discovery.directory import Directory, Rules, State
 from rkmetrics.discovery.health import HealthChecker
-from rkmetrics.fetch import Answer, Endpoint, Failure, Reason
+from rkmetrics.fetch import Endpoint, Failure
+from rkmetrics.http_answer import Answer, Reason
 
 CALLER = "10.0.0.1"
 READY = Answer(200, (), b'{"ready":true,"requests_in_progress":3}', True)

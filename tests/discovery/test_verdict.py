@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rkmetrics.catalogue.discovery import CheckOutcome
 from rkmetrics.discovery.verdict import BLIND, Vitals, judge_answer, judge_failure
-from rkmetrics.fetch import Answer, Failure, Reason
+from rkmetrics.fetch import Failure
+from rkmetrics.http_answer import Answer, Reason
 
 SEED: dict[str, Any] = {
     "ready": True,

@@ -36,6 +36,7 @@ RINGS: Mapping[str, int] = {
     "rkmetrics.guard": CORE,
     "rkmetrics.health": CORE,
     "rkmetrics.lifetime": CORE,
+    "rkmetrics.http_answer": CODEC,
     "rkmetrics.kv.events": CODEC,
     "rkmetrics.kv.hashing": CODEC,
     "rkmetrics.kv.wire": CODEC,
