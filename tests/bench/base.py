@@ -126,7 +126,8 @@ def cpu_seconds(run: Callable[[], Any], times: int = 1) -> float:
 
 
 def ratio(upper: Figures, lower: Figures) -> float:
-    """The median of what upper is of lower, each pair taken in one round; NaN where lower is nothing."""
-    if not all(lower.samples):
+    """The median of what upper is of lower, each pair taken in one round; NaN where lower is nothing, or they were not
+    taken in rounds."""
+    if not all(lower.samples) or len(upper.samples) != len(lower.samples):
         return math.nan
     return median(a / b for a, b in zip(upper.samples, lower.samples, strict=True))

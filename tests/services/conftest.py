@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +17,8 @@ from urllib.request import urlopen
 
 import pytest
 
+import rkmetrics as rk
+from rkmetrics.kv.plane import KvPlane
 from tests.services.etcd_server import EtcdServer
 from tests.services.nats_server import NatsServer, free_port
 
@@ -169,3 +172,21 @@ def make_etcd(etcd_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     yield make
     for server in made:
         server.stop()
+
+
+_numbers = count()
+
+
+@pytest.fixture
+def registries() -> Iterator[Callable[..., rk.Registry]]:
+    """Registries whose planes are closed at the end."""
+    made: list[rk.Registry] = []
+
+    def make(server: NatsServer, mode: str = "nats", **more: Any) -> rk.Registry:
+        settings = {"request_plane": mode, "nats_server": server.url, "namespace": f"ns{next(_numbers)}"} | more
+        made.append(rk.Registry(rk.Settings(**settings), strict=True, builtin=False))
+        return made[-1]
+
+    yield make
+    for registry in made:
+        KvPlane.of(registry).close()

@@ -37,7 +37,6 @@ class Peer:
         self._events: Any = None
         self._indexer: Any = None
         self._router: Any = None
-        self._tree: Any = None
         self._aggregator: Any = None
         self._tasks: list[asyncio.Future[Any]] = []
 
@@ -74,11 +73,6 @@ class Peer:
         return int(
             self._endpoint.connection_id() if hasattr(self._endpoint, "connection_id") else self._endpoint.lease_id()
         )
-
-    async def instances(self) -> list[int]:
-        client = await self._endpoint.client()
-        found: list[int] = client.instance_ids()
-        return found
 
     # --- a worker -----------------------------------------------------------------------------------------------------
 

@@ -27,13 +27,18 @@ import rkmetrics as rk
 from rkmetrics.kv.events import RouterEvent, decode_event, encode_event, stored, stream_name
 from rkmetrics.kv.plane import KvPlane
 from tests.services.etcd_server import EtcdServer
+from tests.services.kv import (
+    Registries,
+    counted,
+    metrics,
+    space,
+    tap,
+    until,
+)
 from tests.services.nats_server import NatsServer, free_port
-from tests.services.test_kv_nats import counted, metrics, registries, space, tap, until
 
 pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
 pytest.importorskip("xxhash", reason="hashes of tokens: pip install 'rkmetrics[dynamo]'")
-
-__all__ = ["registries"]  # a fixture
 
 VARIABLE = "RKMETRICS_DYNAMO_PYTHON"
 RELEASES = {"0.7": "0.7.1", "0.6": "0.6.0"}
@@ -41,7 +46,6 @@ PEER = Path(__file__).with_name("dynamo_peer.py")
 # For bugs only: a peer is up within a second or two.
 PATIENCE_SECONDS = 60
 
-Registries = Callable[..., rk.Registry]
 StartPeer = Callable[..., Coroutine[Any, Any, "Peer"]]
 
 
@@ -142,6 +146,27 @@ async def settles(ask: Callable[[], Coroutine[Any, Any, Any]], expected: object)
                 await asyncio.sleep(0.05)
     except TimeoutError:
         assert found == expected
+
+
+async def stream_of(server: NatsServer, registry: rk.Registry) -> dict[str, Any]:
+    """What is known of the stream of a registry's workers; {} where there is none."""
+    async with tap(server) as client:
+        answer = await client.client.request(f"$JS.API.STREAM.INFO.{stream_name(space(registry), 'backend')}", b"")
+    found: dict[str, Any] = json.loads(answer.data)
+    return {} if "error" in found else found
+
+
+async def holds(server: NatsServer, registry: rk.Registry, number: int) -> None:
+    """Return when so many events are in the stream.
+
+    What a worker of Dynamo publishes in the milliseconds in which somebody else makes the stream is lost to it: it is
+    told that the stream is there, and does not wait for an acknowledgement. So tests let one begin after the other.
+    """
+
+    async def length() -> int:
+        return int((await stream_of(server, registry)).get("state", {"messages": 0})["messages"])
+
+    await settles(length, number)
 
 
 # --- hashes -----------------------------------------------------------------------------------------------------------
@@ -300,6 +325,7 @@ async def test_our_index_finds_what_a_worker_holds(
     worker_id = await worker.ask("serve")
     await worker.ask("event_publisher", block_size=4, dp_rank=2)
     await worker.ask("stored", event_id=0, tokens=tokens[:8], sizes=[4, 4], hashes=[10, -11])
+    await holds(nats_server, registry, 1)
     await router.ask("router", block_size=4)
     async with rk.kv.KvIndexer(registry, block_size=4) as ours:
         for do, arguments, blocks in (
@@ -466,7 +492,6 @@ async def test_our_reader_misses_nothing_when_routers_start_and_delete_its_consu
 async def test_whoever_comes_first_makes_the_same_stream_and_both_work_on_it(
     nats_server: NatsServer, peers: StartPeer, registries: Registries
 ) -> None:
-    """Not at the same time: what a worker of Dynamo publishes while another one makes the stream is lost to it."""
     configs: list[dict[str, Any]] = []
     for we_come_first in (True, False):
         registry = registries(nats_server, wire="0.7")
@@ -483,21 +508,11 @@ async def test_whoever_comes_first_makes_the_same_stream_and_both_work_on_it(
             await worker.ask("stored", event_id=9, tokens=[2] * 4, sizes=[4], hashes=[2])
 
         first, second = (ours, theirs) if we_come_first else (theirs, ours)
-        name = stream_name(space(registry), "backend")
-        async with tap(nats_server) as client:
-
-            async def info(client: Any = client.client, name: str = name) -> dict[str, Any]:
-                found: dict[str, Any] = json.loads((await client.request(f"$JS.API.STREAM.INFO.{name}", b"")).data)
-                return found
-
-            async def length(info: Any = info) -> int:
-                return int((await info()).get("state", {"messages": 0})["messages"])
-
-            await first()
-            await settles(length, 1)
-            await second()
-            await settles(length, 2)
-            configs.append((await info())["config"])
+        await first()
+        await holds(nats_server, registry, 1)
+        await second()
+        await holds(nats_server, registry, 2)
+        configs.append((await stream_of(nats_server, registry))["config"])
         await router.ask("router", block_size=4)
         async with rk.kv.KvIndexer(registry, block_size=4) as indexer:
             await indexer.caught_up()

@@ -9,12 +9,7 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,33 +17,30 @@ import pytest
 import rkmetrics as rk
 from rkmetrics.kv.events import stream_name
 from rkmetrics.kv.plane import KvPlane
+from tests.services.kv import (
+    LINES,
+    SCRIPT,
+    MakeNats,
+    Registries,
+    counted,
+    link,
+    metrics,
+    nats_lines,
+    run,
+    sent,
+    space,
+    stream,
+    tap,
+    until,
+)
 from tests.services.nats_server import NatsServer
-from tests.services.test_kv_nats import counted, metrics, registries, space, stream, tap, until
 
 pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
-
-__all__ = ["registries"]  # a fixture
-
-MakeNats = Callable[..., NatsServer]
-Registries = Callable[..., rk.Registry]
-LINES = 15  # R12: of the log, for an outage
-
-
-def nats_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [
-        record.getMessage()
-        for record in caplog.records
-        if record.name == "rkmetrics.nats" and record.levelno >= logging.INFO
-    ]
 
 
 async def event_ids(server: NatsServer, registry: rk.Registry) -> list[int]:
     async with tap(server) as client:
         return [json.loads(message.data)["event"]["event_id"] for message in await stream(client.client, registry)]
-
-
-def sent(registry: rk.Registry) -> float:
-    return counted(registry, "rkmetrics_kv_events_total", outcome="sent")
 
 
 # --- away -------------------------------------------------------------------------------------------------------------
@@ -133,39 +125,6 @@ async def test_a_frozen_server_is_noticed_and_left(
     await until(lambda: sent(registry) == 1_000)
     assert await event_ids(server, registry) == list(range(1_000))
     assert len(nats_lines(caplog)) <= LINES
-
-
-class Link:
-    """A TCP proxy in front of a server, which a test cuts."""
-
-    def __init__(self, port: int) -> None:
-        self.target, self.writers = port, set[asyncio.StreamWriter]()
-
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self.writers |= {writer, other_writer}
-        await asyncio.gather(self.pipe(reader, other_writer), self.pipe(other_reader, writer), return_exceptions=True)
-
-    async def pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    def drop(self) -> None:
-        for writer in self.writers:
-            writer.transport.abort()
-        self.writers.clear()
-
-
-@asynccontextmanager
-async def link(server: NatsServer) -> AsyncGenerator[tuple[Link, int]]:
-    made = Link(server.port)
-    listening = await asyncio.start_server(made.carry, "127.0.0.1", 0)
-    yield made, listening.sockets[0].getsockname()[1]
-    listening.close()
-    made.drop()
-    await asyncio.sleep(0.05)
 
 
 async def test_a_link_that_flaps_makes_no_storm_of_connections_nor_of_lines(
@@ -387,14 +346,6 @@ async def test_a_listener_is_back_after_its_server_was(make_nats: MakeNats, regi
 
 # --- the process ------------------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import os, sys
-import rkmetrics as rk
-registry = rk.Registry(rk.Settings(request_plane="nats", nats_server=sys.argv[1], namespace="exits"), builtin=False)
-publisher = rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=1)
-events = rk.kv.KvEventPublisher(registry, worker_id=1, block_size=4)
-stats = rk.kv.WorkerStats(request_active_slots=0, request_total_slots=1, num_requests_waiting=0)
-"""
 PUBLISH = """
 for number in range(500):
     cache = rk.kv.KvStats(kv_active_blocks=number, kv_total_blocks=999, gpu_cache_usage_perc=0.0,
@@ -402,19 +353,6 @@ for number in range(500):
     publisher.publish(rk.kv.ForwardPassMetrics(stats, cache))
     events.publish_removed([number])
 """
-
-
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DYN_", "NATS_"))}
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,  # for bugs only
-        env=environment,
-        cwd=Path(__file__).parents[2],
-    )
 
 
 async def test_a_program_that_ends_at_once_has_sent_everything(make_nats: MakeNats, registries: Registries) -> None:

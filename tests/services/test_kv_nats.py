@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,96 +15,13 @@ import pytest
 import rkmetrics as rk
 from rkmetrics.kv.events import decode_event, stream_name
 from rkmetrics.kv.plane import KvPlane, why_without_nats
+from tests.services.kv import counted, metrics, space, stream, tap, until
 from tests.services.nats_server import NatsServer
 
 pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
 
 DATA = Path(__file__).parents[1] / "data" / "dynamo"
 WORKER = 9041998779776340742
-_numbers = count()
-
-
-def metrics(active: int = 100, waiting: int = 0, slots: int = 2, rank: int | None = None) -> rk.kv.ForwardPassMetrics:
-    return rk.kv.ForwardPassMetrics(
-        rk.kv.WorkerStats(
-            data_parallel_rank=rank, request_active_slots=slots, request_total_slots=64, num_requests_waiting=waiting
-        ),
-        rk.kv.KvStats(
-            kv_active_blocks=active,
-            kv_total_blocks=1000,
-            gpu_cache_usage_perc=active % 1000 / 1000,
-            gpu_prefix_cache_hit_rate=0.25,
-        ),
-    )
-
-
-@pytest.fixture
-def registries() -> Iterator[Callable[..., rk.Registry]]:
-    """Registries whose planes are closed at the end."""
-    made: list[rk.Registry] = []
-
-    def make(server: NatsServer, mode: str = "nats", **more: Any) -> rk.Registry:
-        settings = {"request_plane": mode, "nats_server": server.url, "namespace": f"ns{next(_numbers)}"} | more
-        made.append(rk.Registry(rk.Settings(**settings), strict=True, builtin=False))
-        return made[-1]
-
-    yield make
-    for registry in made:
-        KvPlane.of(registry).close()
-
-
-class Tap:
-    """What goes over a server, in order."""
-
-    def __init__(self, client: Any) -> None:
-        self.client, self.heard = client, list[tuple[str, bytes]]()
-
-    async def hear(self, subject: str) -> None:
-        async def note(message: Any) -> None:
-            self.heard.append((message.subject, message.data))
-
-        await self.client.subscribe(subject, cb=note)
-        await self.client.flush()
-
-    async def settle(self, number: int = 0) -> list[bytes]:
-        """Wait for so many messages and a bit, and return what was said."""
-        await until(lambda: len(self.heard) >= number)
-        await asyncio.sleep(0.05)
-        return [data for _, data in self.heard]
-
-
-@asynccontextmanager
-async def tap(server: NatsServer, *subjects: str) -> AsyncGenerator[Tap]:
-    import nats
-
-    client = await nats.connect(server.url)
-    made = Tap(client)
-    try:
-        for subject in subjects:
-            await made.hear(subject)
-        yield made
-    finally:
-        await client.close()
-
-
-async def until(reached: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):  # for bugs only
-        while not reached():  # noqa: ASYNC110 - numbers that others keep
-            await asyncio.sleep(0.005)
-
-
-def counted(registry: rk.Registry, name: str, **labels: str) -> float:
-    found = [
-        series.value
-        for family in registry.collect({name})
-        for series in family.series()  # type: ignore[union-attr]
-        if labels.items() <= dict(series.labels).items()
-    ]
-    return float(sum(value for value in found if isinstance(value, float)))
-
-
-def space(registry: rk.Registry) -> str:
-    return registry.settings.namespace
 
 
 # --- the mode switch --------------------------------------------------------------------------------------------------
@@ -311,13 +226,6 @@ async def test_gaps_are_of_what_was_missed_and_not_of_ranks_that_take_turns(
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
-
-
-async def stream(client: Any, registry: rk.Registry) -> list[Any]:
-    """All messages of the stream of a registry's workers."""
-    js, name = client.jetstream(), stream_name(space(registry), "backend")
-    state = (await js.stream_info(name)).state
-    return [await js.get_msg(name, seq) for seq in range(state.first_seq, state.last_seq + 1)]
 
 
 @pytest.mark.parametrize("wire", ["0.7", "0.8", "0.9"])

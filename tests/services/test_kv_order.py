@@ -19,13 +19,24 @@ import pytest
 import rkmetrics as rk
 from rkmetrics.kv.events import stream_name
 from rkmetrics.kv.plane import KvPlane
+from tests.services.kv import (
+    LINES,
+    SCRIPT,
+    MakeNats,
+    Registries,
+    counted,
+    link,
+    metrics,
+    nats_lines,
+    run,
+    sent,
+    space,
+    tap,
+    until,
+)
 from tests.services.nats_server import NatsServer
-from tests.services.test_kv_faults import LINES, SCRIPT, MakeNats, Registries, link, nats_lines, run, sent
-from tests.services.test_kv_nats import counted, metrics, registries, space, tap, until
 
 pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
-
-__all__ = ["registries"]  # a fixture
 
 #: What is done with an event, by its id and how often it has come: "keep", "lose", "refuse", or keep and say "nothing".
 Decide = Callable[[int, int], str]
