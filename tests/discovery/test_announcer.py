@@ -96,7 +96,8 @@ async def test_each_balancer_is_told_at_once_and_again_and_at_the_end(registry: 
             assert b"content-type: application/json\r\n" in each.told[0][1]
             assert b"authorization" not in each.told[0][1]
     found = metrics(registry)
-    assert found.announcements[AnnounceOutcome.OK].value == len(one.told) + len(two.told) - 2
+    told = len(one.told) + len(two.told) - 2
+    assert told - 2 <= found.announcements[AnnounceOutcome.OK].value <= told  # one of each may be cut off by the end
     assert found.withdrawals[WithdrawOutcome.OK].value == 2
     assert found.last_success.value is not None
     assert found.balancers.value == found.balancers_wanted.value == 0
