@@ -33,12 +33,15 @@ http {{
 """
 
 
-def example(language: str) -> str:
+def examples(language: str) -> list[str]:
+    """The page's blocks in a language."""
     if not PAGE.is_file():
         pytest.skip("not in a source tree")
-    found = re.search(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None
-    return found[1]
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def example(language: str) -> str:
+    return examples(language)[0]
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_envoys_file_is_made_of_the_list(tmp_path: Path) -> None:
     jq = shutil.which("jq")
     if jq is None:
         pytest.skip("jq is not installed; apt-get install jq")
-    (_, block) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (_, block) = examples("sh")
     made = subprocess.run(
         ["sh", "-c", block], input='["10.0.1.5:3000","[fd00::5]:3001"]', capture_output=True, text=True, check=True
     )
