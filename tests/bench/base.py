@@ -67,13 +67,14 @@ class Figures:
 @dataclass(frozen=True, slots=True)
 class Case:
     """One comparison. measure: gives each subject's measurements. isolated: in an interpreter of its own, with these
-    variables."""
+    variables. compared: the subjects measure one thing, so that their ratios say something."""
 
     name: str
     title: str
     unit: str
     measure: Callable[[Scale], Mapping[str, Sequence[float]]]
     note: str = ""
+    compared: bool = True
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
@@ -126,8 +127,7 @@ def cpu_seconds(run: Callable[[], Any], times: int = 1) -> float:
 
 
 def ratio(upper: Figures, lower: Figures) -> float:
-    """The median of what upper is of lower, each pair taken in one round; NaN where lower is nothing, or they were not
-    taken in rounds."""
-    if not all(lower.samples) or len(upper.samples) != len(lower.samples):
+    """The median of what upper is of lower, each pair taken in one round; NaN where lower is nothing."""
+    if not all(lower.samples):
         return math.nan
     return median(a / b for a, b in zip(upper.samples, lower.samples, strict=True))

@@ -35,7 +35,7 @@ def _high(figures: Figures) -> str:
 def _rows(case: Case, rows: Mapping[str, Figures]) -> Iterator[tuple[str, str, str, str]]:
     ours = rows.get(OURS) or next(iter(rows.values()))
     for subject, figures in rows.items():
-        times = "1" if figures is ours else _times(ratio(figures, ours))
+        times = "" if not case.compared else "1" if figures is ours else _times(ratio(figures, ours))
         least = _high(figures) if case.name == "stall" else _number(figures.minimum)
         yield subject, _number(figures.median), least, times
 

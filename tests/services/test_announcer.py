@@ -211,9 +211,9 @@ def test_requests_that_go_where_the_balancer_says_are_all_answered_while_backend
     for leaving in fleet[:2]:
         leaving.send(signal.SIGTERM)
         leaving.end()
+    until(lambda: len(answers) > 50)  # however slow the machine is
     over.set()
     client.join()
-    assert len(answers) > 5  # how many is the machine's pace
     assert set(answers) == {200}
     assert lists(one, fleet[2])()
 
