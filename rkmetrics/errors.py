@@ -14,6 +14,15 @@
     ├── PromqlError          (ValueError)  a query cannot be read
     ├── AssetError           (ValueError)  a dashboard, rule file or catalogue cannot be read
     ├── FetchError           (OSError)     a request got no answer, or none that can be used; `reason` says which
+    ├── RpcError             (OSError)     a call over a request plane failed; `delivered`: the handler may have run
+    │   ├── NoInstancesError               nobody is known who serves the endpoint
+    │   ├── BusyError                      everybody who serves it is past the threshold
+    │   ├── RpcUnreachableError            no connection to the instance
+    │   ├── RpcRefusedError                the instance took the request and will not serve it
+    │   ├── RpcTimeoutError  (TimeoutError) no acknowledgement, no answer, or silence in the middle of one
+    │   ├── RpcClosedError                 the answer ended before its end: the instance died, or left
+    │   ├── RpcProtocolError               the instance said what nobody understands
+    │   └── RpcRemoteError                 the handler raised; `reason` is what it said
     └── EtcdError            (OSError)     etcd says no; `code` is gRPC's
         ├── EtcdUnavailableError           no endpoint answered, or none could do it now
         ├── LeaseLostError                 the lease ended, or was revoked
@@ -30,6 +39,7 @@ __all__ = [
     "ActorNameError",
     "AssetError",
     "BackendError",
+    "BusyError",
     "CompactedError",
     "DefinitionError",
     "EtcdError",
@@ -39,10 +49,18 @@ __all__ = [
     "LabelValueError",
     "LeaseLostError",
     "MissingExtraError",
+    "NoInstancesError",
     "PayloadError",
     "PromqlError",
     "RegistryError",
     "RkMetricsError",
+    "RpcClosedError",
+    "RpcError",
+    "RpcProtocolError",
+    "RpcRefusedError",
+    "RpcRemoteError",
+    "RpcTimeoutError",
+    "RpcUnreachableError",
     "ServeError",
     "SettingsError",
 ]
@@ -171,6 +189,63 @@ class FetchError(RkMetricsError, OSError):
     def __init__(self, url: str, reason: str, detail: str, *, method: str = "GET") -> None:
         self.url, self.reason, self.detail, self.method = url, reason, detail, method
         super().__init__(f"{method} {url}: {reason}: {detail}")
+
+
+class RpcError(RkMetricsError, OSError):
+    """A call failed. delivered: whether the handler may have run; where it did not, the call may be made again.
+
+    instance: where it went, as a transport's address or a number; "" where it went nowhere.
+    """
+
+    REASON_CHARACTERS = 1_000
+    delivered = False
+
+    def __init__(self, endpoint: str, reason: str, *, instance: str = "", delivered: bool | None = None) -> None:
+        self.endpoint, self.instance = endpoint, instance
+        self.reason = reason if len(reason) <= self.REASON_CHARACTERS else f"{reason[: self.REASON_CHARACTERS]}..."
+        if delivered is not None:
+            self.delivered = delivered
+        super().__init__(f"{endpoint}{f' at {instance}' if instance else ''}: {self.reason}")
+
+
+class NoInstancesError(RpcError):
+    """Nobody is known who serves the endpoint, or the instance that was asked for is not there."""
+
+
+class BusyError(RpcError):
+    """Everybody who serves the endpoint is past the threshold; try later, or elsewhere."""
+
+
+class RpcUnreachableError(RpcError):
+    """There is no connection to the instance, or it ended before it took the request."""
+
+
+class RpcRefusedError(RpcError):
+    """The instance took the request and will not serve it; `reason` says why. Nothing was run."""
+
+
+class RpcTimeoutError(RpcError, TimeoutError):
+    """Time ran out: for the acknowledgement, for the answer's beginning, between two items, or for all of it."""
+
+    delivered = True
+
+
+class RpcClosedError(RpcError):
+    """The answer ended before its end: the instance died, or the network between."""
+
+    delivered = True
+
+
+class RpcProtocolError(RpcError):
+    """The instance said what nobody understands."""
+
+    delivered = True
+
+
+class RpcRemoteError(RpcError):
+    """The handler raised; `reason` is what the instance said of it."""
+
+    delivered = True
 
 
 class EtcdError(RkMetricsError, OSError):

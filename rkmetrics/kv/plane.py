@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rkmetrics.kv.events import RouterEvent
     from rkmetrics.kv.nats.events import LocalEvents, StreamEvents
     from rkmetrics.kv.nats.jetstream import Troubles
-    from rkmetrics.kv.nats.link import Link
+    from rkmetrics.nats_link import Link
     from rkmetrics.kv.nats.metrics import NatsMetricsSink
     from rkmetrics.kv.nats.service import ServiceEndpoint, ServiceStats
     from rkmetrics.kv.nats.thread import LinkThread
@@ -183,7 +183,7 @@ class KvPlane:
 
     def link(self, name: str, feature: str) -> Link:
         """A connection for who listens, in the listener's own event loop."""
-        from rkmetrics.kv.nats.link import Link, NatsOptions, require_nats
+        from rkmetrics.nats_link import Link, NatsOptions, require_nats
 
         require_nats(feature)
         return Link(NatsOptions.from_settings(self.settings), self._nats_cells(), name=name)
@@ -199,7 +199,7 @@ class KvPlane:
 
     def _link_thread(self, feature: str) -> LinkThread:
         if self._thread is None:
-            from rkmetrics.kv.nats.link import require_nats
+            from rkmetrics.nats_link import require_nats
             from rkmetrics.kv.nats.thread import LinkThread
 
             require_nats(feature)

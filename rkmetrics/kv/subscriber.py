@@ -19,7 +19,7 @@ from rkmetrics.kv.plane import NO_LISTENING, KvPlane
 
 if TYPE_CHECKING:
     from rkmetrics.kv.aggregator import KvMetricsAggregator
-    from rkmetrics.kv.nats.link import Link, Rider
+    from rkmetrics.nats_link import Link, Rider
     from rkmetrics.registry import Registry
 
 __all__ = ["KvMetricsSubscriber", "Riding"]

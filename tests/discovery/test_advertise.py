@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from rkmetrics.discovery.advertise import advertised, backend_here, default_id, first_address
+from rkmetrics.addresses import advertised, first_address
+from rkmetrics.discovery.advertise import backend_here, default_id
 from rkmetrics.discovery.base import ID
 from rkmetrics.errors import BackendError
 from rkmetrics.settings import Settings
@@ -35,14 +36,14 @@ def test_the_address_is_what_is_told_or_else_what_is_bound(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
 def test_all_addresses_become_the_first_that_is_not_loopback(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "rkmetrics.discovery.advertise._addresses", lambda: ["127.0.0.1", "::1", "169.254.7.7", "fd00::9", "10.0.1.9"]
+        "rkmetrics.addresses.local_addresses", lambda: ["127.0.0.1", "::1", "169.254.7.7", "fd00::9", "10.0.1.9"]
     )
     assert advertised(None, host, 3000) == "10.0.1.9:3000"
 
 
 @pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 3000), ("10.0.1.5", 0)])
 def test_nobody_is_told_what_means_nothing(host: str, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rkmetrics.discovery.advertise._addresses", lambda: ["127.0.0.1", "fe80::1"])
+    monkeypatch.setattr("rkmetrics.addresses.local_addresses", lambda: ["127.0.0.1", "fe80::1"])
     with pytest.raises(BackendError, match="set RKMETRICS_ADVERTISE_ADDRESS"):
         advertised(None, host, port)
 
@@ -61,9 +62,9 @@ def test_ipv4_comes_before_ipv6(addresses: list[str], expected: str | None) -> N
 
 
 def test_the_addresses_of_this_machine_can_be_listed() -> None:
-    from rkmetrics.discovery.advertise import _addresses
+    from rkmetrics.addresses import local_addresses
 
-    assert all(ip_address(address) for address in _addresses())
+    assert all(ip_address(address) for address in local_addresses())
 
 
 def test_the_id_is_the_same_for_a_process_and_another_in_a_child() -> None:

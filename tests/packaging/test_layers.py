@@ -40,6 +40,9 @@ RINGS: Mapping[str, int] = {
     "rkmetrics.kv.events": CODEC,
     "rkmetrics.kv.hashing": CODEC,
     "rkmetrics.kv.wire": CODEC,
+    "rkmetrics.etcd.dynamo": CODEC,
+    "rkmetrics.planes.frame": CODEC,
+    "rkmetrics.planes.wire": CODEC,
     "rkmetrics.retry": CORE,
     "rkmetrics.actor": CORE,
     "rkmetrics.registry": CORE,
@@ -57,6 +60,8 @@ FAMILIES = {"asgi", "bridges", "collectors", "kv", "planes", "discovery", "inspe
 # Edge modules that belong to no family and serve several, with the reason.
 SHARED: Mapping[str, str] = {
     "rkmetrics.fetch": "the HTTP client of all who poll or check",
+    "rkmetrics.addresses": "where others reach this process, for discovery and the request planes",
+    "rkmetrics.nats_link": "a connection to NATS, for the KV plane and the nats request plane",
     "rkmetrics.background": "a thread with a loop, for what goes on beside a program",
     "rkmetrics.etcd.client": "etcd, for discovery and the request planes",
     "rkmetrics.etcd.registrar": "the same",

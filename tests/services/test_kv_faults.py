@@ -412,7 +412,7 @@ async def test_a_reader_that_was_too_slow_reads_again_what_it_missed(
     for number in range(1_200):
         events.publish_removed([number])
     await until(lambda: sent(registry) == 1_200)
-    monkeypatch.setattr("rkmetrics.kv.nats.link.LISTEN_MESSAGES", 400)
+    monkeypatch.setattr("rkmetrics.nats_link.LISTEN_MESSAGES", 400)
     indexer = rk.kv.KvIndexer(registries(server, namespace=space(registry)), block_size=4)
     seen: list[int] = []
 

@@ -41,7 +41,7 @@ from rkmetrics.kv.events import (
     stream_name,
 )
 from rkmetrics.kv.nats.jetstream import JetStreamTrouble, Troubles, decode_answer, ensure_stream
-from rkmetrics.kv.nats.link import listen
+from rkmetrics.nats_link import listen
 from rkmetrics.kv.nats.thread import Doorbell
 from rkmetrics.retry import Backoff, StateLog
 

@@ -20,7 +20,7 @@ import msgspec
 
 from rkmetrics.kv.events import local_subject, stream_name
 from rkmetrics.kv.nats.jetstream import JetStreamTrouble, StreamState, Troubles, ask, ensure_stream
-from rkmetrics.kv.nats.link import listen
+from rkmetrics.nats_link import listen
 from rkmetrics.retry import Backoff
 
 if TYPE_CHECKING:

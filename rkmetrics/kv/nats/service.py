@@ -19,7 +19,7 @@ import msgspec
 from rkmetrics.catalogue import version
 from rkmetrics.catalogue.kv import KvPublishing
 from rkmetrics.kv.base import subject_token
-from rkmetrics.kv.nats.link import listen
+from rkmetrics.nats_link import listen
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

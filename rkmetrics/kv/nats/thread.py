@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from rkmetrics.background import LoopThread
-from rkmetrics.kv.nats.link import Link, Rider
+from rkmetrics.nats_link import Link, Rider
 
 __all__ = ["Doorbell", "LinkThread", "Resident"]
 
