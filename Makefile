@@ -8,7 +8,7 @@ UV     := uv==0.13.8
 STAMP  := $(VENV)/.stamp
 NATIVE := $(wildcard rkmetrics/*.c rkmetrics/*.h)
 
-.PHONY: run test lint types bench docs lock clean tools
+.PHONY: run test lint types bench docs dashboards lock clean tools
 .DEFAULT_GOAL := run
 .NOTPARALLEL:
 
@@ -33,6 +33,10 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/rkmetrics assets docs
+
+# dashboards/*.json, from what tools/dashboards declares.
+dashboards: $(STAMP)
+	$(BIN)/python -m tools.dashboards
 
 # requirements.txt: pinned and hashed for every platform and Python version, and it names no registry.
 lock: $(STAMP)

@@ -10,8 +10,8 @@
     lobby.messages["text"].inc()
     rk.serve(registry, port=9090)
 
-Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve`, `rk.collectors`, `rk.discovery` and `rk.kv` load
-what they need when they are first used.
+Only the core is imported here. `rk.asgi`, `rk.bridges`, `rk.serve`, `rk.collectors`, `rk.discovery`, `rk.kv` and
+`rk.rpc` load what they need when they are first used.
 """
 
 from __future__ import annotations
@@ -23,14 +23,23 @@ from rkmetrics.cells import IMPLEMENTATION, CounterCell, GaugeCell, GaugeShare, 
 from rkmetrics.errors import (
     ActorNameError,
     BackendError,
+    BusyError,
     DefinitionError,
     FetchError,
     KvValueError,
     LabelValueError,
     MissingExtraError,
+    NoInstancesError,
     PayloadError,
     RegistryError,
     RkMetricsError,
+    RpcClosedError,
+    RpcError,
+    RpcProtocolError,
+    RpcRefusedError,
+    RpcRemoteError,
+    RpcTimeoutError,
+    RpcUnreachableError,
     ServeError,
     SettingsError,
 )
@@ -40,7 +49,7 @@ from rkmetrics.registry import Access, Registry
 from rkmetrics.settings import Secret, Settings
 
 if TYPE_CHECKING:
-    from rkmetrics import asgi, bridges, collectors, discovery, kv
+    from rkmetrics import asgi, bridges, collectors, discovery, kv, rpc
     from rkmetrics.actor import ActorMetrics
     from rkmetrics.server import Server, serve
 
@@ -54,6 +63,7 @@ __all__ = [
     "ActorMetrics",
     "ActorNameError",
     "BackendError",
+    "BusyError",
     "Cells",
     "Counter",
     "CounterCell",
@@ -69,6 +79,7 @@ __all__ = [
     "LabelValueError",
     "MetricSet",
     "MissingExtraError",
+    "NoInstancesError",
     "OneOf",
     "PayloadError",
     "Peak",
@@ -76,6 +87,13 @@ __all__ = [
     "RegistryError",
     "Rename",
     "RkMetricsError",
+    "RpcClosedError",
+    "RpcError",
+    "RpcProtocolError",
+    "RpcRefusedError",
+    "RpcRemoteError",
+    "RpcTimeoutError",
+    "RpcUnreachableError",
     "Secret",
     "ServeError",
     "Server",
@@ -89,6 +107,7 @@ __all__ = [
     "collectors",
     "discovery",
     "kv",
+    "rpc",
     "serve",
 ]
 
@@ -102,6 +121,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "collectors": ("rkmetrics.collectors", None),
     "discovery": ("rkmetrics.discovery", None),
     "kv": ("rkmetrics.kv", None),
+    "rpc": ("rkmetrics.rpc", None),
 }
 
 

@@ -25,17 +25,17 @@ def advertised(told: str | None, host: str, port: int) -> str:
         host, told_port = host_and_port(told)
         port = told_port or port
     if host in WILDCARDS:
-        host = first_address(local_addresses()) or ""
+        host = first_address(local_addresses(), (6, 4) if host == "::" else (4, 6)) or ""
     if not host or not port:
         raise BackendError("address", f"{host}:{port}", "one that others can reach; set RKMETRICS_ADVERTISE_ADDRESS")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def first_address(addresses: Iterable[str]) -> str | None:
-    """Return the first that others may reach, IPv4 before IPv6."""
+def first_address(addresses: Iterable[str], versions: Iterable[int] = (4, 6)) -> str | None:
+    """Return the first that others may reach, IPv4 before IPv6; asyncio binds "::" to IPv6 alone."""
     found = [ip_address(address) for address in addresses]
     good = [each for each in found if not (each.is_loopback or each.is_link_local or each.is_unspecified)]
-    return next((str(each) for version in (4, 6) for each in good if each.version == version), None)
+    return next((str(each) for version in versions for each in good if each.version == version), None)
 
 
 def local_addresses() -> Iterable[str]:

@@ -19,7 +19,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rkmetrics.errors import AssetError, KvValueError, RkMetricsError, ServeError, SettingsError
+from rkmetrics.errors import (
+    AssetError,
+    BackendError,
+    KvValueError,
+    PromqlError,
+    RkMetricsError,
+    ServeError,
+    SettingsError,
+)
 from rkmetrics.settings import SETTINGS, Parser, Secret, Settings, seconds, whole
 
 if TYPE_CHECKING:
@@ -34,6 +42,7 @@ __all__ = [
     "Command",
     "assets_aliases",
     "assets_check",
+    "assets_export",
     "assets_migrate",
     "budget",
     "catalogue",
@@ -43,6 +52,9 @@ __all__ = [
     "kv_watch",
     "lb",
     "main",
+    "preview",
+    "rpc_call",
+    "rpc_instances",
     "scrape_config",
     "serve",
     "show_settings",
@@ -193,6 +205,36 @@ ACCESS: Mapping[tuple[bool, str], str] = {
     (True, "token"): 'Metrics ask for the token: curl -H "Authorization: Bearer $METRICS_TOKEN" ...',
     (True, "open"): "Metrics are open to whoever reaches this address.",
 }
+
+
+def preview(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Show dashboards in a browser, against a Prometheus; by default those that ship."""
+    from rkmetrics.runtime import dialable, previewing, stop_signal
+
+    if wrong := _missing(arguments.files):
+        return _trouble(WRONG_USE, wrong)
+    told = {} if arguments.prometheus is None else {"prometheus_url": arguments.prometheus}
+    served = previewing(
+        dataclasses.replace(settings, **told),
+        arguments.files,
+        host=arguments.host,
+        port=arguments.port,
+        names=arguments.name,
+        prefix=arguments.prefix.rstrip("/"),
+        scrape_interval_seconds=arguments.scrape_interval,
+    )
+    try:
+        with stop_signal() as wait, served as server:
+            url = f"http://{dialable(server.host, server.port)}{arguments.prefix.rstrip('/')}/"
+            print(f"The dashboards are at {url}\nCtrl-C stops it.", flush=True)
+            if arguments.open:
+                import webbrowser
+
+                webbrowser.open(url)
+            wait()
+    except AssetError as error:  # a file that is no dashboard
+        return _trouble(WRONG_USE, error)
+    return FINE
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------
@@ -353,6 +395,7 @@ def _why_closed(settings: Settings) -> str:
 
 def docs(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
     """Write the generated pages, or with --check only say which are not current."""
+    from rkmetrics.assets import stamp
     from rkmetrics.assets.docs import PAGES, stale, write
 
     folder = arguments.folder or Path("docs")
@@ -361,9 +404,10 @@ def docs(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -
         return _trouble(WRONG_USE, f"there is no {page} in {Path.cwd()}; go to the repository, or name a folder")
     if not folder.is_dir():
         return _trouble(WRONG_USE, f"{folder} is no folder; make it first, or name one that is there")
-    changed = (stale if arguments.check else write)(folder)
-    for name in changed:
-        print(folder / name)
+    changed = [folder / name for name in (stale if arguments.check else write)(folder)]
+    changed += (stamp.stale if arguments.check else stamp.write)(folder.parent / "alerts")
+    for path in changed:
+        print(path)
     return FINDINGS if changed and arguments.check else FINE
 
 
@@ -427,6 +471,28 @@ def assets_aliases(arguments: Arguments, settings: Settings, environ: Mapping[st
     version = arguments.version or __version__
     definitions = [definition for known in _sets(arguments.app) for definition in known.definitions()]
     print(rule_file(aliases(definitions, version, keep=arguments.keep), version), end="")
+    return FINE
+
+
+def assets_export(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Write the dashboards and rules that ship for Grafana, Prometheus or Kubernetes, with your choices in them."""
+    from rkmetrics.assets import export
+
+    names = [field.name for field in dataclasses.fields(export.Choices) if field.name != "labels"]
+    told: dict[str, Any] = {name: getattr(arguments, name) or "" for name in names}
+    choices = export.Choices(labels=dict(arguments.labels), **told)
+    if wrong := export.unused(arguments.target, choices):
+        return _trouble(WRONG_USE, wrong)
+    try:
+        files = export.export(arguments.target, choices)
+    except (AssetError, PromqlError) as error:
+        return _trouble(WRONG_USE, error)
+    if arguments.output is None:
+        print(export.stream(files), end="")
+        return FINE
+    if not arguments.force and (taken := export.conflicts(files, arguments.output)):
+        return _trouble(WRONG_USE, *(f"{path}: is there already, and differs; --force overwrites it" for path in taken))
+    print(*export.write(files, arguments.output), sep="\n")
     return FINE
 
 
@@ -512,6 +578,47 @@ def kv_publish(arguments: Arguments, settings: Settings, environ: Mapping[str, s
     return FINE if plane.sent else _trouble(FINDINGS, "nothing was sent: NATS was not reached")
 
 
+def rpc_call(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """Call an endpoint of a request plane, and print the items of its answer as lines of JSON."""
+    import asyncio
+
+    from rkmetrics.cli_rpc import call
+
+    def show(line: str) -> None:
+        print(line, flush=True)
+
+    calling = call(
+        settings,
+        arguments.endpoint,
+        arguments.request,
+        show,
+        instances=arguments.instances,
+        instance_id=arguments.to,
+        timeout_seconds=arguments.timeout,
+    )
+    try:
+        asyncio.run(calling)
+    except BackendError as error:  # of --instances
+        return _trouble(WRONG_USE, error)
+    except KeyboardInterrupt:
+        return FINDINGS
+    return FINE
+
+
+def rpc_instances(arguments: Arguments, settings: Settings, environ: Mapping[str, str]) -> int:
+    """List who serves an endpoint, of all planes; exit 1 when nobody does."""
+    import asyncio
+
+    from rkmetrics.cli_rpc import list_instances
+
+    try:
+        found = asyncio.run(list_instances(settings, arguments.endpoint, instances=arguments.instances))
+    except BackendError as error:
+        return _trouble(WRONG_USE, error)
+    _print(arguments, found, (f"{row['instance']:>16}  {row['plane']:<5} {row['place']}" for row in found))
+    return FINE if found else FINDINGS
+
+
 def _why_without_nats(settings: Settings) -> str | None:
     from rkmetrics.kv.plane import why_without_nats
 
@@ -580,6 +687,43 @@ def _renaming(text: str) -> tuple[str, str]:
     return match[1], match[2]
 
 
+# Kubernetes, "Object Names and IDs" and "Labels and Selectors".
+_DNS = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_LABEL = re.compile(
+    r"([A-Za-z0-9.-]+/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?=([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", re.A
+)
+
+
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9_-]+\.){1,2}[A-Za-z0-9_-]+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected COMPONENT.ENDPOINT or NAMESPACE.COMPONENT.ENDPOINT")
+    return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from None
+
+
+def _id(text: str) -> int:
+    if not re.fullmatch(r"[0-9a-fA-F]{1,16}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an id in hexadecimal, as `rpc instances` prints it")
+    return int(text, 16)
+
+
+def _label(text: str) -> tuple[str, str]:
+    if not _LABEL.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as release=monitoring")
+    key, _, value = text.partition("=")
+    return key, value
+
+
+def _choice(flag: str, pattern: str, expected: str, metavar: str, about: str) -> Argument:
+    return (flag,), {"type": _matching(pattern, expected), "metavar": metavar, "help": about}
+
+
 def _optional(word: str) -> Argument:
     """The second word of a command that has only one so far."""
     return (("what",), {"nargs": "?", "choices": (word,), "default": word, "help": argparse.SUPPRESS})
@@ -591,6 +735,15 @@ FILES: Argument = (
 )
 JSON: Argument = (("--json",), {"action": "store_true", "help": "print JSON"})
 APP: Argument = (("--app",), {"metavar": "MODULE:REGISTRY", "help": "an application's registry, instead of our own"})
+ENDPOINT: Argument = (("endpoint",), {"type": _endpoint, "metavar": "ENDPOINT", "help": "such as backend.generate"})
+INSTANCES: Argument = (
+    ("--instances",),
+    {
+        "action": "append",
+        "metavar": "HOST:PORT",
+        "help": "ask this one, not etcd or load balancers; host:port, a URL or a subject; may be repeated",
+    },
+)
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -638,6 +791,39 @@ COMMANDS: tuple[Command, ...] = (
             (
                 ("--port",),
                 {"type": _as_setting("balancer_port"), "help": "port to bind, 0 for a free one (RKMETRICS_LB_PORT)"},
+            ),
+        ),
+    ),
+    Command(
+        ("preview",),
+        preview,
+        (
+            (
+                ("files",),
+                {"nargs": "*", "type": Path, "metavar": "DASHBOARD", "help": "Grafana JSON, or folders of it"},
+            ),
+            (
+                ("--prometheus",),
+                {"type": _as_setting("prometheus_url"), "metavar": "URL", "help": "(RKMETRICS_PROMETHEUS_URL)"},
+            ),
+            (("--host",), {"type": _as_setting("host"), "default": "127.0.0.1", "help": "to bind (%(default)s)"}),
+            (("--port",), {"type": _as_setting("port"), "default": 0, "help": "to bind; a free one by default"}),
+            (("--open",), {"action": "store_true", "help": "open it in the browser"}),
+            (
+                ("--scrape-interval",),
+                {"type": _reader(seconds(0.1, 3_600)), "default": 15.0, "metavar": "SECONDS", "help": "(%(default)s)"},
+            ),
+            (
+                ("--name",),
+                {"action": "append", "default": [], "metavar": "HOST", "help": "a further name of this server"},
+            ),
+            (
+                ("--prefix",),
+                {
+                    "default": "",
+                    "type": _matching(r"(/[A-Za-z0-9._~-]+)*/?", "a path such as /preview"),
+                    "help": "path under which a proxy passes requests on, if it leaves it in place",
+                },
             ),
         ),
     ),
@@ -705,6 +891,21 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
     ),
+    Command(
+        ("rpc", "call"),
+        rpc_call,
+        (
+            ENDPOINT,
+            (("request",), {"type": _json, "metavar": "JSON", "help": "what is asked"}),
+            INSTANCES,
+            (("--to",), {"type": _id, "metavar": "ID", "help": "the instance that is asked, in hexadecimal"}),
+            (
+                ("--timeout",),
+                {"type": _reader(seconds(0.001, 86_400)), "metavar": "SECONDS", "help": "for all of the answer"},
+            ),
+        ),
+    ),
+    Command(("rpc", "instances"), rpc_instances, (ENDPOINT, INSTANCES, JSON)),
     Command(
         ("assets", "docs"),
         docs,
@@ -796,14 +997,41 @@ COMMANDS: tuple[Command, ...] = (
             ),
         ),
     ),
+    Command(
+        ("assets", "export"),
+        assets_export,
+        (
+            (("target",), {"choices": ("files", "grafana-provisioning", "configmap", "prometheusrule")}),
+            (("--output", "-o"), {"type": Path, "metavar": "FOLDER", "help": "where to write; printed by default"}),
+            (("--force",), {"action": "store_true", "help": "overwrite what differs"}),
+            _choice("--datasource", r"[\w-]{1,40}", "a uid", "UID", "of Grafana's data source, instead of a variable"),
+            _choice("--selector", r".*\S.*", "matchers", "MATCHERS", 'for every query, such as: cluster="eu"'),
+            _choice("--runbooks", r"https?://\S+", "a URL", "URL", "of the folder that holds docs/, for runbook_url"),
+            _choice("--namespace", _DNS, "a namespace", "NAME", "of the objects"),
+            (
+                ("--label",),
+                {
+                    "dest": "labels",
+                    "action": "append",
+                    "default": [],
+                    "metavar": "KEY=VALUE",
+                    "type": _label,
+                    "help": "of the objects; may be repeated",
+                },
+            ),
+            _choice("--folder", r".*\S.*", "a name", "NAME", "of the dashboards in Grafana (rkmetrics)"),
+            _choice("--path", r"/\S*", "a path", "PATH", "where Grafana will read the dashboards"),
+        ),
+    ),
     Command(("version",), version, (JSON,)),
 )
 
 
 # What a first word with several second ones is about.
 GROUPS: Mapping[str, str] = {
-    "assets": "Dashboards, rules and pages: check them, migrate them, write them.",
+    "assets": "Dashboards, rules and pages: check them, migrate them, export them, write them.",
     "kv": "Metrics of LLM workers: watch them, publish them.",
+    "rpc": "Request planes: call an endpoint, list who serves it.",
 }
 
 

@@ -1,29 +1,40 @@
 """A fleet that is not there: simulated actors and LLM workers, counted by the very calls that a service makes.
 
 It runs in an event loop of its own, in a daemon thread. A day passes in DAY_SECONDS; how many actors live and how much
-they do follows its curve. Each actor is a task that starts (and at times fails to), takes messages, errs,
-crashes, and shuts down. What happens is drawn from one seeded random source; only the timing is not repeatable.
+they do follows its curve. Each actor is a task that starts (and at times fails to), takes messages, errs, crashes, and
+shuts down. The fleet is a healthy one: what fails stays within the error budgets of alerts/slo.yaml. What happens is
+drawn from one seeded random source; only the timing is not repeatable. The LLM workers are called over a real request
+plane, on loopback, and are listed nowhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import threading
 import time
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
+from rkmetrics import rpc
 from rkmetrics.asgi.app import Message, Middleware, Receive, Scope, Send
 from rkmetrics.catalogue.actors import KvOp, Phase, ShutdownReason, StateWrite, Subsystem, TaskKind
+from rkmetrics.errors import RpcError
 from rkmetrics.kv.base import ForwardPassMetrics, KvStats, SpecDecodeStats, WorkerStats
 from rkmetrics.kv.publisher import KvEventPublisher, WorkerMetricsPublisher
+from rkmetrics.planes.serving import Lister
+from rkmetrics.planes.tcp import call_home
 
 if TYPE_CHECKING:
     from rkmetrics.actor import ActorMetrics, Held, Run
+    from rkmetrics.planes.calling import PlaneClient
+    from rkmetrics.planes.router import PushRouter
+    from rkmetrics.planes.serving import PlaneServer
     from rkmetrics.registry import Registry
 
 __all__ = [
@@ -44,6 +55,7 @@ DAY_SECONDS = 180.0
 STOP_SECONDS = 3.0
 TICK_SECONDS = 0.25
 REQUESTS_PER_SECOND = 12.0
+HOST = "127.0.0.1"
 
 
 class Failure(Exception):
@@ -64,8 +76,8 @@ class Kind:
     task_seconds: float
     connections: int
     start_seconds: float
-    start_failures: float = 0.01
-    errors: float = 0.01
+    start_failures: float = 0.002
+    errors: float = 0.002
     crashes: float = 0.0005
     sleeps: float = 0.7
     tasks: tuple[TaskKind, ...] = (TaskKind.ACTION, TaskKind.ACTION, TaskKind.ACTION, TaskKind.WEBSOCKET_CALLBACK)
@@ -89,9 +101,9 @@ class WorkerKind:
 
 KINDS: tuple[Kind, ...] = (
     Kind("chat-room", 24, 60, 1.5, 0.012, 8, 0.02),
-    Kind("game-session", 10, 45, 4.0, 0.006, 4, 0.08, start_failures=0.03, sleeps=0.1),
+    Kind("game-session", 10, 45, 4.0, 0.006, 4, 0.08, sleeps=0.1),
     Kind(
-        "agent", 14, 30, 0.6, 0.35, 1, 0.15, start_failures=0.05, errors=0.06, crashes=0.01, sleeps=0.3,
+        "agent", 14, 30, 0.6, 0.35, 1, 0.15, start_failures=0.003, errors=0.003, crashes=0.003, sleeps=0.3,
         tasks=(TaskKind.ACTION, TaskKind.QUEUE_WAIT, TaskKind.SCHEDULED_ACTION, TaskKind.WAIT_UNTIL),
     ),
     Kind("matchmaker", 2, 600, 3.0, 0.03, 2, 0.05, start_failures=0.0, crashes=0.0),
@@ -301,7 +313,7 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(self.demo.seconds(0.03))
-        if self.demo.chance(0.005):
+        if self.demo.chance(0.0003):
             raise Failure("the application raises")
         status = 404 if self.demo.chance(0.03) else 200
         await send({"type": "http.response.start", "status": status, "headers": []})
@@ -347,7 +359,10 @@ class PrefixCache:
 
 
 class Worker:
-    """One simulated LLM worker: requests wait for a slot, fill KV cache blocks, and give them back."""
+    """One simulated LLM worker: requests wait for a slot, fill KV cache blocks, and give them back.
+
+    They come over the tcp plane, from a client that knows its address.
+    """
 
     def __init__(self, demo: Demo, kind: WorkerKind, worker_id: int) -> None:
         self.demo, self.kind = demo, kind
@@ -364,42 +379,86 @@ class Worker:
         """Take requests and publish, until the simulation ends."""
         with self.publisher, self.events:
             async with self.actor.running(actor_id=f"{self.kind.name}-0") as run:
-                publishing = asyncio.create_task(self._publish())
-                requests: set[asyncio.Task[None]] = set()
-                while await self._next():
-                    requests = {request for request in requests if not request.done()}
-                    requests.add(asyncio.create_task(self._serve(run)))
-                await asyncio.gather(publishing, *requests)
+                await self._serve_and_call(run)
+
+    async def _serve_and_call(self, run: Run) -> None:
+        def generate(request: dict[str, int]) -> AsyncGenerator[int, None]:
+            return self._serve(run, request["conversation"])
+
+        endpoint = f"{self.kind.name}.generate"
+        server, client = self._plane()
+        server.endpoint(endpoint, generate)
+        rpc.serve_kv(server, self.kind.name, stats=None)
+        async with server, client, rpc.router(client, endpoint, instances=server.instances()) as router:
+            await self._call_until_the_end(router)
+
+    def _plane(self) -> tuple[PlaneServer, PlaneClient]:
+        """Both ends of the tcp plane: on loopback, at a free port, and listed nowhere, whatever the settings say."""
+        registry = self.demo.registry
+        settings = dataclasses.replace(registry.settings, tcp_rpc_host=HOST, tcp_rpc_port=0, advertise_address=None)
+        server = rpc.server(registry, mode="tcp", lister=Lister(), homes_allowed=lambda host: host == HOST)
+        client = rpc.client(registry, mode="tcp")
+        server.settings = client.settings = settings
+        client.home = call_home(settings, HOST)
+        return server, client
+
+    async def _call_until_the_end(self, router: PushRouter) -> None:
+        publishing = asyncio.create_task(self._publish())
+        requests: set[asyncio.Task[None]] = set()
+        while await self._next():
+            requests = {request for request in requests if not request.done()}
+            requests.add(asyncio.create_task(self._call(router)))
+        await asyncio.gather(publishing, *requests)
+
+    async def _call(self, router: PushRouter) -> None:
+        """A request; some callers lose their patience, and leave in the middle of the answer."""
+        patient = self.demo.chance(0.98)
+        with suppress(RpcError):
+            async with await router.generate({"conversation": self._conversation()}) as response:
+                async for _ in response:
+                    if not patient:
+                        break
 
     async def _next(self) -> bool:
         rate = self.kind.requests_per_second * max(self.demo.load, 0.05)
         return await self.demo.rest(self.demo.random.expovariate(rate))
 
-    async def _serve(self, run: Run) -> None:
+    async def _serve(self, run: Run, conversation: int) -> AsyncGenerator[int, None]:
+        """The handler: block after block, once there is a slot."""
         self.waiting += 1
-        async with self.slots:
+        try:
+            await self.slots.acquire()
+        finally:
             self.waiting -= 1
-            self.active += 1
-            async with run.task(TaskKind.HTTP), run.http_request():
-                await self._compute()
+        self.active += 1
+        try:
+            async with run.task(TaskKind.HTTP), run.http_request(), aclosing(self._compute(conversation)) as blocks:
+                async for block in blocks:
+                    yield block
+        finally:
             self.active -= 1
+            self.slots.release()
 
-    async def _compute(self) -> None:
+    async def _compute(self, conversation: int) -> AsyncGenerator[int, None]:
         """Prompt first, of which blocks that are cached already cost nothing; then block after block of output."""
         demo, kind = self.demo, self.kind
         held = prompt = max(1, min(round(demo.seconds(kind.prompt_blocks)), kind.blocks // kind.slots))
-        cached = self.cache.look_up(self._conversation(), prompt)
+        cached = self.cache.look_up(conversation, prompt)
         self.publisher.count_prefix_cache(queries=prompt * kind.block_tokens, hits=cached * kind.block_tokens)
         self.hit_rate = cached / prompt
         self.used += prompt
         steps = max(1, round(demo.seconds(kind.output_blocks))) if kind.output_blocks else 1
-        for _ in range(steps):
-            if not await demo.rest(demo.seconds(kind.seconds) / steps):
-                break
-            if kind.drafts and self.used < kind.blocks:
-                held, self.used = held + 1, self.used + 1
-                self._draft()
-        self.used -= held
+        try:
+            for step in range(steps):
+                if not await demo.rest(demo.seconds(kind.seconds) / steps):
+                    break
+                if kind.drafts and self.used < kind.blocks:
+                    held += 1
+                    self.used += 1
+                    self._draft()
+                yield step
+        finally:
+            self.used -= held
 
     def _conversation(self) -> int:
         """A conversation that goes on, or a new one."""

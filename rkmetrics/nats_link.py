@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rkmetrics.catalogue.kv import Nats
 
-__all__ = ["Link", "NatsOptions", "Rider", "listen", "publish_all", "require_nats"]
+__all__ = ["Link", "NatsOptions", "Rider", "flush", "listen", "publish_all", "require_nats"]
 
 log = logging.getLogger("rkmetrics.nats")
 
@@ -49,6 +49,8 @@ BACKOFF_CAP_SECONDS = 2.0
 LISTEN_MESSAGES, LISTEN_BYTES = 65_536, 32 * 1024 * 1024
 #: What nats-py holds for a server that reads slowly; a publisher waits beyond it.
 PENDING_BYTES = 2 * 1024 * 1024
+_PING = b"PING\r\n"
+_FLUSHED_BY = ("_pongs", "_pending", "_pending_data_size", "_flush_queue")
 
 
 class NatsOptions(NamedTuple):
@@ -107,13 +109,37 @@ def require_nats(feature: str) -> None:
         raise MissingExtraError(feature, "nats", error.name or "nats") from error
 
 
-async def listen(nc: Client, subject: str, hear: Callable[[Msg], Awaitable[None]]) -> Subscription:
-    """Subscribe. What the listener's loop has no time for waits up to a limit; past it nats-py drops and tells."""
+async def listen(nc: Client, subject: str, hear: Callable[[Msg], Awaitable[None]], *, queue: str = "") -> Subscription:
+    """Subscribe. What the listener's loop has no time for waits up to a limit; past it nats-py drops and tells.
+
+    queue: the group of which each message reaches one.
+    """
     client: Any = nc  # nats-py's annotations leave a type open
     subscription: Subscription = await client.subscribe(
-        subject, cb=hear, pending_msgs_limit=LISTEN_MESSAGES, pending_bytes_limit=LISTEN_BYTES
+        subject, queue, cb=hear, pending_msgs_limit=LISTEN_MESSAGES, pending_bytes_limit=LISTEN_BYTES
     )
     return subscription
+
+
+async def flush(nc: Client) -> None:
+    """Return when all that was sent is at the server: a PING, and its PONG. Who has a limit sets it around this.
+
+    nats-py's own `flush` writes its PING past what still waits to be written, so that the PONG says nothing of that;
+    it holds its caller's cancellation back while its queue is full; and what it waits with stays with the reader, which
+    ends for good when a PONG comes after the wait was cancelled.
+    """
+    client: Any = nc
+    if nc.is_closed or not all(hasattr(client, name) for name in _FLUSHED_BY):
+        await nc.flush()
+        return
+    loop = asyncio.get_running_loop()
+    answered = loop.create_future()
+    client._pongs.append(answered)
+    client._pending.append(_PING)
+    client._pending_data_size += len(_PING)
+    with suppress(asyncio.QueueFull):  # it is about to write all there is
+        client._flush_queue.put_nowait(loop.create_future())
+    await asyncio.shield(answered)
 
 
 async def publish_all(nc: Client, subject: str, payloads: Sequence[bytes]) -> None:
@@ -207,7 +233,7 @@ class Link:
         with suppress(Exception):
             async with asyncio.timeout(self._drain_seconds):
                 await asyncio.gather(*(rider.drain(nc) for rider in riders), return_exceptions=True)
-                await nc.flush()
+                await flush(nc)
 
     # --- the connection -----------------------------------------------------------------------------------------------
 
@@ -333,9 +359,12 @@ class Link:
         finally:
             self._nc = None
             self._standing.set(0)
-            await _cancel([lost, stopping, *self._riders.values()])
-            self._riders = dict.fromkeys(self._riders)
-            await _leave(nc)
+            try:
+                await _cancel([lost, stopping, *self._riders.values()])
+                self._riders = dict.fromkeys(self._riders)
+                await _leave(nc)
+            finally:  # also where this is cancelled once more
+                _abort(nc)
         if not self._stopping.is_set():
             self._cells.disconnects.inc()
             if time.monotonic() - began > BACKOFF_CAP_SECONDS:
@@ -352,7 +381,7 @@ class Link:
                     await self._closed.wait()
             try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    await nc.flush(timeout=3600)  # a PING and its PONG
+                    await flush(nc)
             except TimeoutError:
                 log.debug("NATS (%s): no answer for %g s", self._name, PATIENCE_SECONDS)
                 return
@@ -366,7 +395,6 @@ async def _leave(nc: Client) -> None:
     with suppress(Exception):
         async with asyncio.timeout(LEAVE_SECONDS):
             await nc.close()
-    _abort(nc)
 
 
 def _writer(nc: Client | None) -> Any:

@@ -16,11 +16,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkmetrics.errors import BackendError, FetchError, MissingExtraError, ServeError, SettingsError
@@ -41,6 +43,7 @@ __all__ = [
     "dialable",
     "extras",
     "load_registry",
+    "previewing",
     "running",
     "stop_signal",
     "why_no_token",
@@ -55,6 +58,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "serve": ("uvicorn",),
     "nats": ("nats",),
     "dynamo": ("xxhash",),
+    "http": ("h2",),
 }
 # Either of them asks for the push (OpenTelemetry Protocol Exporter specification, "Configuration Options").
 OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -310,6 +314,50 @@ def _leave_nats(registry: Registry) -> None:
 
     if registry.document(DOCUMENT) is not None:
         KvPlane.of(registry).close()
+
+
+@contextmanager
+def previewing(
+    settings: Settings,
+    dashboards: Iterable[Path] = (),
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    names: Iterable[str] = (),
+    prefix: str = "",
+    scrape_interval_seconds: float = 15.0,
+) -> Generator[Server]:
+    """Show dashboards inside the block, by default those that ship. Raises AssetError and ServeError."""
+    from rkmetrics.server import serve
+    from rkmetrics.ui.dashboards import SHIPPED, find
+    from rkmetrics.ui.preview import routes
+    from rkmetrics.ui.prometheus import Prometheus, authorization
+
+    if settings.metrics_access != "open" and not _is_loopback(host):
+        raise ServeError(f"{host!r} is no loopback address: {WHO_SEES_THE_PREVIEW}")
+    prometheus = Prometheus(settings.prometheus_url, authorization(settings))
+    rows = routes(
+        find(tuple(dashboards) or (SHIPPED,)),
+        prometheus,
+        scrape_interval_seconds=scrape_interval_seconds,
+        names=names,
+        prefix=prefix,
+    )
+    with serve(Registry(settings, builtin=False), port, host, more=rows) as server:
+        yield server
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+WHO_SEES_THE_PREVIEW = (
+    "whoever reaches it would read all that Prometheus holds; METRICS_ACCESS=open allows that, a proxy on this host "
+    "that asks for a password is better"
+)
 
 
 # --- parts that the command line asks for too -------------------------------------------------------------------------

@@ -365,6 +365,7 @@ class Settings:
     http2_keep_alive_interval_seconds: float = 30.0
     http2_keep_alive_timeout_seconds: float = 10.0
     http2_adaptive_window: bool = True
+    http2_prior_knowledge: bool = False
     load_balancers: tuple[str, ...] = dataclass_field(default=(), repr=False)
     advertise_address: str | None = None
     registration_token: Secret | None = None
@@ -386,6 +387,10 @@ class Settings:
     max_backends_per_caller: int = 1_024
     backend_expiry_seconds: float = 90.0
     panic_ratio: float = 0.5
+    prometheus_url: str = dataclass_field(default="http://localhost:9090", repr=False)  # URLs may carry credentials
+    prometheus_token: Secret | None = None
+    prometheus_username: str | None = None
+    prometheus_password: Secret | None = None
 
     def __post_init__(self) -> None:
         """Raise SettingsError unless each value is one that its variable could have given."""
@@ -515,14 +520,15 @@ GROUPS: Mapping[str, str] = {
     "Access to metrics": "Who may read `/metrics` and what is behind the same gate.",
     "Exporter": "Where the exporter listens and what it holds.",
     "Request plane": (
-        "The mode decides where KV metrics and events go ([kv.md](kv.md)). The variables of the planes themselves are "
-        "read and checked at start already, so that a deployment's can be tested; they are not part of this release."
+        "How requests travel from `rk.rpc.router` to `rk.rpc.server`, and where those find each other "
+        "([planes.md](planes.md)). The mode also decides where KV metrics and events go ([kv.md](kv.md))."
     ),
     "NATS": "Where KV metrics and events of LLM workers go, and how to log in there. URLs may carry credentials too.",
     "Discovery": "How a backend makes itself known, and how it is checked ([discovery.md](discovery.md)).",
     "Balancer": "What `rkmetrics lb` lets in, and when a backend comes and goes ([discovery.md](discovery.md)).",
+    "Preview": "The Prometheus that `rkmetrics preview` asks, and how it logs in there ([preview.md](preview.md)).",
 }
-_ACCESS, _EXPORTER, _PLANE, _NATS, _DISCOVERY, _BALANCER = GROUPS
+_ACCESS, _EXPORTER, _PLANE, _NATS, _DISCOVERY, _BALANCER, _PREVIEW = GROUPS
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -593,7 +599,9 @@ SETTINGS: tuple[Setting, ...] = (
         "Use the Python cells even where the native ones are built.",
         _EXPORTER,
     ),
-    Setting("request_plane", "DYN_REQUEST_PLANE", one_of("tcp", "http", "nats"), "How requests travel.", _PLANE),
+    Setting(
+        "request_plane", "DYN_REQUEST_PLANE", one_of("tcp", "http", "nats"), "The plane of servers and clients.", _PLANE
+    ),
     Setting(
         "kv_plane",
         "RKMETRICS_KV_PLANE",
@@ -604,7 +612,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("wire", "DYN_WIRE", one_of("0.7", "0.8", "0.9"), "The Dynamo version whose wire forms are spoken.", _PLANE),
     Setting(
-        "namespace", "DYN_NAMESPACE", SUBJECT_TOKEN, "The Dynamo namespace; it becomes part of NATS subjects.", _PLANE
+        "namespace",
+        "DYN_NAMESPACE",
+        SUBJECT_TOKEN,
+        "The Dynamo namespace; it becomes part of etcd keys and NATS subjects.",
+        _PLANE,
     ),
     Setting(
         "nats_server",
@@ -631,22 +643,41 @@ SETTINGS: tuple[Setting, ...] = (
         "etcd_endpoints",
         "ETCD_ENDPOINTS",
         many(url("http", "https")),
-        "The etcd servers. Unset: etcd is not used.",
+        "The etcd servers, where servers are listed and routers find them, as Dynamo's are. Unset: etcd is not used, "
+        "and the load balancers of RKMETRICS_LOAD_BALANCERS are.",
         _PLANE,
     ),
-    Setting("tcp_rpc_host", "DYN_TCP_RPC_HOST", HOST, "The address of the tcp plane. Unset: detected.", _PLANE),
+    Setting("tcp_rpc_host", "DYN_TCP_RPC_HOST", HOST, "The address that the tcp plane binds. Unset: detected.", _PLANE),
     Setting("tcp_rpc_port", "DYN_TCP_RPC_PORT", PORT, "Its port; 0 takes a free one, which is then announced.", _PLANE),
     Setting(
         "tcp_max_message_size_bytes",
         "DYN_TCP_MAX_MESSAGE_SIZE",
         whole(1_024, 2**31 - 1),
-        "The largest message of the tcp plane.",
+        "The largest message of the tcp and http planes: of a request, and of one item of an answer.",
         _PLANE,
     ),
-    Setting("tcp_request_timeout_seconds", "DYN_TCP_REQUEST_TIMEOUT", TIMEOUT, "How long a request may take.", _PLANE),
-    Setting("tcp_pool_size", "DYN_TCP_POOL_SIZE", COUNT, "Connections kept to each instance.", _PLANE),
+    Setting(
+        "tcp_request_timeout_seconds",
+        "DYN_TCP_REQUEST_TIMEOUT",
+        TIMEOUT,
+        "How long a call over tcp or nats may wait until its answer begins.",
+        _PLANE,
+    ),
+    Setting(
+        "tcp_pool_size",
+        "DYN_TCP_POOL_SIZE",
+        COUNT,
+        "Connections to each instance, at most; more than one are opened while acknowledgements are slow.",
+        _PLANE,
+    ),
     Setting("tcp_connect_timeout_seconds", "DYN_TCP_CONNECT_TIMEOUT", TIMEOUT, "How long connecting may take.", _PLANE),
-    Setting("tcp_channel_buffer", "DYN_TCP_CHANNEL_BUFFER", COUNT, "Requests that may wait on one connection.", _PLANE),
+    Setting(
+        "tcp_channel_buffer",
+        "DYN_TCP_CHANNEL_BUFFER",
+        COUNT,
+        "Requests that may wait for their acknowledgement on one connection.",
+        _PLANE,
+    ),
     Setting("http_rpc_host", "DYN_HTTP_RPC_HOST", HOST, "The address of the http plane. Unset: detected.", _PLANE),
     Setting(
         "http_rpc_port", "DYN_HTTP_RPC_PORT", PORT, "Its port; 0 takes a free one, which is then announced.", _PLANE
@@ -655,53 +686,68 @@ SETTINGS: tuple[Setting, ...] = (
         "http_rpc_root_path", "DYN_HTTP_RPC_ROOT_PATH", URL_PATH, "The path under which endpoints are served.", _PLANE
     ),
     Setting(
-        "http_request_timeout_seconds", "DYN_HTTP_REQUEST_TIMEOUT", TIMEOUT, "How long a request may take.", _PLANE
+        "http_request_timeout_seconds",
+        "DYN_HTTP_REQUEST_TIMEOUT",
+        TIMEOUT,
+        "How long a call over http may wait until its answer begins.",
+        _PLANE,
     ),
     # RFC 9113, section 6.5.2: a frame is between 2**14 and 2**24 - 1 bytes, a stream count fits in 31 bits.
     Setting(
         "http2_max_frame_size_bytes",
         "DYN_HTTP2_MAX_FRAME_SIZE",
         whole(2**14, 2**24 - 1),
-        "The largest HTTP/2 frame.",
+        "The largest HTTP/2 frame that is taken; what is sent keeps to what the other end takes.",
         _PLANE,
     ),
     Setting(
         "http2_max_concurrent_streams",
         "DYN_HTTP2_MAX_CONCURRENT_STREAMS",
         whole(1, 2**31 - 1),
-        "HTTP/2 streams at once on one connection.",
+        "HTTP/2 requests at once on one connection of a server.",
         _PLANE,
     ),
     Setting(
         "http2_pool_max_idle_per_host",
         "DYN_HTTP2_POOL_MAX_IDLE_PER_HOST",
         whole(0, 1_000_000),
-        "Idle connections kept for each host.",
+        "Idle connections that a client keeps to each server, over HTTP/1.1 too.",
         _PLANE,
     ),
     Setting(
         "http2_pool_idle_timeout_seconds",
         "DYN_HTTP2_POOL_IDLE_TIMEOUT_SECS",
         seconds(0.001, DAY_SECONDS),
-        "When an idle connection is closed.",
+        "When a client closes one of those.",
         _PLANE,
     ),
     Setting(
         "http2_keep_alive_interval_seconds",
         "DYN_HTTP2_KEEP_ALIVE_INTERVAL_SECS",
         seconds(0.001, DAY_SECONDS),
-        "How often an HTTP/2 connection is pinged.",
+        "After how long a silence an HTTP/2 connection is pinged, by both ends.",
         _PLANE,
     ),
     Setting(
         "http2_keep_alive_timeout_seconds",
         "DYN_HTTP2_KEEP_ALIVE_TIMEOUT_SECS",
         TIMEOUT,
-        "How long the answer may take.",
+        "How long the answer to that may take, until the connection is given up.",
         _PLANE,
     ),
     Setting(
-        "http2_adaptive_window", "DYN_HTTP2_ADAPTIVE_WINDOW", FLAG, "Let HTTP/2 size its flow-control window.", _PLANE
+        "http2_adaptive_window",
+        "DYN_HTTP2_ADAPTIVE_WINDOW",
+        FLAG,
+        "Let a server's HTTP/2 windows grow to 16 MiB, so that large bodies come without a pause. Off: 65,535 bytes.",
+        _PLANE,
+    ),
+    Setting(
+        "http2_prior_knowledge",
+        "DYN_HTTP2_PRIOR_KNOWLEDGE",
+        FLAG,
+        "Let the http plane's client speak HTTP/2 at once. Unset: HTTP/1.1, as Dynamo's own clients do.",
+        _PLANE,
     ),
     Setting(
         "load_balancers",
@@ -839,4 +885,20 @@ SETTINGS: tuple[Setting, ...] = (
         "When fewer than this part of the pool can be heard, those that fell silent stay listed; 0 never keeps them.",
         _BALANCER,
     ),
+    Setting(
+        "prometheus_url",
+        "RKMETRICS_PROMETHEUS_URL",
+        url("http", "https"),
+        "Its address, with the path in front of `/api/v1` if there is one.",
+        _PREVIEW,
+    ),
+    Setting("prometheus_token", "RKMETRICS_PROMETHEUS_TOKEN", SECRET, "A bearer token for it.", _PREVIEW),
+    Setting(
+        "prometheus_username",
+        "RKMETRICS_PROMETHEUS_USERNAME",
+        TEXT,
+        "The user at it, where it asks for basic authentication.",
+        _PREVIEW,
+    ),
+    Setting("prometheus_password", "RKMETRICS_PROMETHEUS_PASSWORD", SECRET, "The user's password.", _PREVIEW),
 )

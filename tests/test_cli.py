@@ -139,7 +139,7 @@ def test_info_says_which_cells_run_and_which_extras_are_there(capsys: pytest.Cap
     assert main(["info", "--json"], {}) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["version"], found["cells"]) == (rk.__version__, rk.IMPLEMENTATION)
-    assert set(found["extras"]) == {"otlp", "zstd", "serve", "nats", "dynamo"}
+    assert set(found["extras"]) == {"otlp", "zstd", "serve", "nats", "dynamo", "http"}
     assert main(["info"], {}) == 0
     assert f"cells     {rk.IMPLEMENTATION}\n" in capsys.readouterr().out
 

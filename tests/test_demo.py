@@ -56,6 +56,7 @@ def test_every_kind_of_actor_and_worker_comes_to_life(registry: rk.Registry) -> 
         wait_until(lambda: sum(values(registry, "rkmetrics_kv_active_blocks")) > 100)
         wait_until(lambda: sum(values(registry, "rkmetrics_kv_prefix_cache_hits_total")) > 0)
         wait_until(lambda: sum(values(registry, "rkmetrics_node_responses_total", outcome="success")) > 5)
+        wait_until(lambda: sum(values(registry, "rkmetrics_rpc_client_calls_total", outcome="ok", plane="tcp")) > 5)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,9 @@ def test_every_kind_of_actor_and_worker_comes_to_life(registry: rk.Registry) -> 
         "pegboard_actor_kv_operation_duration_seconds",
         "rkmetrics_worker_spec_decode_accepted_tokens_total",
         "rkmetrics_kv_last_publish_timestamp_seconds",
+        "rkmetrics_rpc_server_requests_total",
+        "rkmetrics_rpc_client_items_total",
+        "rkmetrics_rpc_router_picks_total",
     ],
 )
 def test_it_updates(name: str, registry: rk.Registry) -> None:

@@ -140,7 +140,7 @@ def test_an_application_that_cannot_be_loaded_is_one_sentence_with_the_line(
 
 
 def test_extras_tells_each_extra_of_the_project() -> None:
-    assert set(extras()) == {"otlp", "zstd", "serve", "nats", "dynamo"}
+    assert set(extras()) == {"otlp", "zstd", "serve", "nats", "dynamo", "http"}
 
 
 def test_the_push_without_its_extra_is_noted_and_the_node_serves() -> None:

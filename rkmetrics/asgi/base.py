@@ -124,9 +124,9 @@ class Guard(Protocol):
 class Route(Generic[Surface]):
     """One row of the route table.
 
-    path: a last part of "{id}" stands for any one part. name: the `route` label. gated: it shows metrics, so a token
-    is asked for. guard: stands before this route instead of the gate. body_limit_bytes: it reads a body, of at most so
-    many bytes; it is read once path, guard and method have let the request pass.
+    path: "{id}" as its last part, or as the one before, stands for any one part. name: the `route` label. gated: it
+    shows metrics, so a token is asked for. guard: stands before this route instead of the gate. body_limit_bytes: it
+    reads a body, of at most so many bytes; it is read once path, guard and method have let the request pass.
     """
 
     path: str

@@ -92,8 +92,9 @@ class Surface:
         return Answer(route.name if route else RouteName.OTHER, response)
 
     def _find(self, path: str) -> Route[Any] | None:
-        found = self.routes.get(path)
-        return found if found is not None else self.routes.get(f"{path.rpartition('/')[0]}/{{id}}")
+        rest, _, last = path.rpartition("/")
+        candidates = (path, f"{rest}/{{id}}", f"{rest.rpartition('/')[0]}/{{id}}/{last}")
+        return next((self.routes[each] for each in candidates if each in self.routes), None)
 
     def _refuse(self, route: Route[Any], request: Request) -> Response | None:
         guard = route.guard or (self.gate if route.gated else None)

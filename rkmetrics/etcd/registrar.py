@@ -38,8 +38,8 @@ Entries = Callable[[int], Mapping[str, bytes]]
 class EtcdRegistrar:
     """Keeps keys under one lease while `run` runs.
 
-    entries: from the lease's id to keys and values. listed: whether all of them were there when last looked at. To be
-    used from one event loop; metrics may be None.
+    entries: from the lease's id to keys and values. lease: the id to ask for, by default one of etcd's choice. listed:
+    whether all of them were there when last looked at. To be used from one event loop; metrics may be None.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class EtcdRegistrar:
         *,
         ttl_seconds: int = TTL_SECONDS,
         metrics: EtcdCells | None = None,
+        lease: int = 0,
     ) -> None:
         if ttl_seconds < 1:
             raise ValueError(f"ttl_seconds={ttl_seconds!r}: expected 1 or more")
         self._client, self._entries, self._ttl = client, entries, ttl_seconds
-        self._metrics = metrics
+        self._metrics, self._wanted = metrics, lease
         self._log = StateLog(log)
         self._new = True  # nothing of ours was ever there
         self._renewals = 0  # since the keys were looked after
@@ -121,7 +122,7 @@ class EtcdRegistrar:
                 self._log.note("lost", logging.WARNING, "etcd: lease %x was lost; registering again", self.lease)
                 if self._metrics is not None:
                     self._metrics.leases_lost.inc()
-        self.lease = await self._client.grant(self._ttl, self.lease)
+        self.lease = await self._client.grant(self._ttl, self.lease or self._wanted)
         self._renewals = 0
 
     async def _look_after_keys(self) -> None:

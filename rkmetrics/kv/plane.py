@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from rkmetrics.kv.events import RouterEvent
     from rkmetrics.kv.nats.events import LocalEvents, StreamEvents
     from rkmetrics.kv.nats.jetstream import Troubles
-    from rkmetrics.nats_link import Link
     from rkmetrics.kv.nats.metrics import NatsMetricsSink
     from rkmetrics.kv.nats.service import ServiceEndpoint, ServiceStats
     from rkmetrics.kv.nats.thread import LinkThread
+    from rkmetrics.nats_link import Link
     from rkmetrics.registry import Registry
     from rkmetrics.settings import Settings
 
@@ -199,8 +199,8 @@ class KvPlane:
 
     def _link_thread(self, feature: str) -> LinkThread:
         if self._thread is None:
-            from rkmetrics.nats_link import require_nats
             from rkmetrics.kv.nats.thread import LinkThread
+            from rkmetrics.nats_link import require_nats
 
             require_nats(feature)
             self._thread = LinkThread(lambda: self.link("publisher", feature))

@@ -21,6 +21,7 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
+from rkmetrics.catalogue.planes import CallOutcome
 from rkmetrics.etcd.dynamo import Instance
 from rkmetrics.planes.wire import Annotated
 
@@ -124,6 +125,7 @@ class Refusal(Enum):
     TOO_LARGE = ("Request too large", 413)
     BUSY = ("Too many requests", 503)
     DRAINING = ("Draining", 503)
+    FORBIDDEN = ("Forbidden address", 403)
 
     def __init__(self, text: str, status: int) -> None:
         self.text, self.status = text, status
@@ -204,14 +206,23 @@ class RpcResponse(ABC):
     async def aclose(self) -> None:
         """Wait no longer; where the answer is not at its end, the handler is cancelled."""
 
+    @abstractmethod
+    def when_over(self, tell: Callable[[CallOutcome], None]) -> None:
+        """Have one listener told how the call ended, once; at once where it is over. It may not wait or raise."""
+
     async def one(self) -> Any:
         """Return the only item. Raises RpcProtocolError where there is none, or more than one."""
-        found = [item async for item in self]
+        found: list[Any] = []
+        async for item in self:
+            found.append(item)
+            if len(found) > 1:  # there may be no end of them
+                await self.aclose()
+                break
         if len(found) != 1:
             from rkmetrics.errors import RpcProtocolError
 
-            name = EndpointName(*self.instance[:3])
-            raise RpcProtocolError(str(name), f"{len(found)} items came, where one was expected")
+            name, count = EndpointName(*self.instance[:3]), "more than one item" if found else "no item"
+            raise RpcProtocolError(str(name), f"{count} came, where one was expected")
         return found[0]
 
     async def __aenter__(self) -> Self:
@@ -245,6 +256,13 @@ class RequestPlaneClient(ABC):
         items are decoded into. traceparent: by default that of the current span, where OpenTelemetry is there.
         Raises RpcError; `delivered` says whether the handler may have run.
         """
+
+    async def probe(self, instance: Instance) -> bool:
+        """Whether an instance that failed may be asked again, by the cheapest sign of life that the plane has.
+
+        No sign is sure, and none runs a handler. A plane without any says yes.
+        """
+        return True
 
     @abstractmethod
     async def start(self) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import secrets
 from abc import abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from rkmetrics.errors import (
 )
 from rkmetrics.planes.base import Annotated, Instance, RequestPlaneClient, RpcResponse
 from rkmetrics.planes.callhome import CallHome, Incoming
+from rkmetrics.planes.fork import at_fork, unplug_all
 from rkmetrics.planes.frame import TwoPart, encode_two_part
 from rkmetrics.planes.tracing import call_span, outgoing, valid
 from rkmetrics.planes.wire import KILL, STOP, ItemDecoder, RequestHeader, item_decoder, read_item, read_prologue
@@ -40,7 +41,7 @@ from rkmetrics.planes.wire import KILL, STOP, ItemDecoder, RequestHeader, item_d
 if TYPE_CHECKING:
     from rkmetrics.registry import Registry
 
-__all__ = ["Call", "PlaneClient"]
+__all__ = ["Call", "PlaneClient", "answers"]
 
 #: What waits of an answer for a reader that is slower than it comes; then the worker has to wait.
 ITEMS_HIGH, BYTES_HIGH = 256, 4 * 1024 * 1024
@@ -70,13 +71,15 @@ class Call(Incoming):
         instance: Instance,
         id: str,
         *,
+        subject: str,
+        loop: asyncio.AbstractEventLoop,
         decode: ItemDecoder,
         timeout_seconds: float | None,
         span: Any,
     ) -> None:
-        self.instance, self.id, self.subject = instance, id, secrets.token_hex(16)
+        self.instance, self.id, self.subject = instance, id, subject
         self._client, self._decode, self._span = client, decode, span
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._cells = client.cells(instance.component)
         self._began = self._heard = self._loop.time()
         self._deadline = None if timeout_seconds is None else self._began + timeout_seconds
@@ -86,10 +89,17 @@ class Call(Incoming):
         self._error: RpcError | None = None
         self._over = self._final = self._stopped = self._done = self._held = self._any = False
         self.begun: asyncio.Future[None] = self._loop.create_future()
+        self._tell: Callable[[CallOutcome], None] | None = None
+        self._outcome: CallOutcome | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._acknowledged = False
         self._cells.change(1)
         self._arm()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where it is made."""
+        return self._loop
 
     @property
     def endpoint(self) -> str:
@@ -139,6 +149,8 @@ class Call(Incoming):
         self._heard = self._loop.time()
         if not self.begun.done():
             self._begin(frame)
+        elif self.begun.cancelled():
+            pass  # who waited for it was cancelled a moment ago, and is about to abandon it
         elif frame.header:
             self.fail(self._protocol(PayloadError("an item", frame.header, "it has a header")))
         else:
@@ -158,8 +170,9 @@ class Call(Incoming):
             self.fail(RpcRefusedError(self.endpoint, refusal, instance=self.where))
             return
         self.begun.set_result(None)
-        self._stop_timer()
-        self._arm()
+        if self._timer is not None and self._due() < self._timer.when():
+            self._stop_timer()
+            self._arm()
 
     def ended(self) -> None:
         """Nothing comes any more."""
@@ -173,9 +186,6 @@ class Call(Incoming):
     def lost(self, reason: str) -> None:
         """The connection broke off, or the worker said what nobody understands."""
         if self._over:
-            return
-        if self._items and b'"complete_final":true' in self._items[-1]:
-            self.ended()  # all is there but the last word
             return
         if self._stopped:
             self.ended()
@@ -196,6 +206,9 @@ class Call(Incoming):
     async def next(self) -> Annotated[Any] | None:
         """Return the next item, None at the end. Raises RpcError; an item that is an error is returned."""
         while True:
+            if self._final:
+                self._whole()
+                return None
             if self._items:
                 found = self._pop()
                 if found is not None:
@@ -232,9 +245,20 @@ class Call(Incoming):
             self._cells.first_item.observe(self._loop.time() - self._began)
         self._cells.items.inc()
 
+    def _whole(self) -> None:
+        """All came, as the instance said itself: what it says after that, or how it leaves, changes nothing."""
+        self._items.clear()
+        if not self._over:
+            self._over = True
+            if self._held:
+                self._hold(held=False)
+            if self.home is not None:
+                self.home.leave()
+        self.finish(CallOutcome.CANCELLED if self._stopped else CallOutcome.OK)
+
     def _at_end(self) -> None:
-        if self._final or self._stopped:
-            self.finish(CallOutcome.CANCELLED if self._stopped else CallOutcome.OK)
+        if self._stopped:
+            self.finish(CallOutcome.CANCELLED)
             return
         self._error = RpcClosedError(self.endpoint, "the answer ended without its end", instance=self.where)
         self.finish(CallOutcome.CLOSED)
@@ -277,15 +301,20 @@ class Call(Incoming):
         if not self.begun.done():
             self.begun.cancel()
         self._items.clear()
-        self.finish(CallOutcome.OK if self._final and outcome is CallOutcome.CANCELLED else outcome)
+        if outcome is CallOutcome.CANCELLED:  # unless more is known
+            outcome = CallOutcome.OK if self._final else OUTCOMES[type(self._error)] if self._error else outcome
+        self.finish(outcome)
         self._wake()
 
     def finish(self, outcome: CallOutcome) -> None:
         """Count it, once."""
         if self._done:
             return
-        self._done = True
+        self._done, self._outcome = True, outcome
         self._stop_timer()
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(outcome)
         self._cells.outcomes[outcome].inc()
         self._cells.change(-1)
         self._cells.duration.observe(self._loop.time() - self._began)
@@ -293,29 +322,41 @@ class Call(Incoming):
             self._span.set_attribute("rpc.outcome", outcome.value)
             self._span.end()
 
+    def when_over(self, tell: Callable[[CallOutcome], None]) -> None:
+        """Have somebody told how it ended."""
+        if self._outcome is not None:
+            tell(self._outcome)
+        else:
+            self._tell = tell
+
     # --- its time -----------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
         """One timer for whatever may take too long. It is not moved with each item: it looks when it rings."""
-        self._timer = self._loop.call_at(self._due()[0], self._ring)
+        self._timer = self._loop.call_at(self._due(), self._ring)
 
-    def _due(self) -> tuple[float, str]:
+    def _due(self) -> float:
         client = self._client
+        due = self._heard + client.silence_seconds
         if not self.begun.done():
-            what = "no answer to the acknowledged request" if self._acknowledged else "no acknowledgement"
-            due = self._began + client.request_timeout_seconds, f"{what} in {client.request_timeout_seconds:g} s"
-        else:
-            due = self._heard + client.silence_seconds, f"silent for {client.silence_seconds:g} s"
-        if self._deadline is not None and self._deadline < due[0]:
-            return self._deadline, f"not whole in {self._deadline - self._began:g} s"
-        return due
+            due = self._began + client.request_timeout_seconds
+        return due if self._deadline is None else min(due, self._deadline)
+
+    def _late(self, due: float) -> str:
+        """What took too long."""
+        if due == self._deadline:
+            return f"not whole in {due - self._began:g} s"
+        if self.begun.done():
+            return f"silent for {self._client.silence_seconds:g} s"
+        what = "no answer to the acknowledged request" if self._acknowledged else "no acknowledgement"
+        return f"{what} in {self._client.request_timeout_seconds:g} s"
 
     def _ring(self) -> None:
-        if self._held and self._deadline is None:
+        if self._held:
             self._heard = self._loop.time()  # it is we who do not listen
-        due, what = self._due()
+        due = self._due()
         if due <= self._loop.time():
-            self.fail(RpcTimeoutError(self.endpoint, what, instance=self.where))
+            self.fail(RpcTimeoutError(self.endpoint, self._late(due), instance=self.where))
         else:
             self._arm()
 
@@ -329,7 +370,7 @@ class _Response(RpcResponse):
     """What a caller holds of a call. Dropped without a word, it ends the call."""
 
     def __init__(self, call: Call) -> None:
-        self._call, self._loop = call, asyncio.get_running_loop()
+        self._call, self._loop = call, call.loop
         self.id, self.instance = call.id, call.instance
 
     def __aiter__(self) -> AsyncIterator[Any]:
@@ -358,6 +399,9 @@ class _Response(RpcResponse):
     async def aclose(self) -> None:
         self._call.abandon()
 
+    def when_over(self, tell: Callable[[CallOutcome], None]) -> None:
+        self._call.when_over(tell)
+
     def __del__(self) -> None:
         if not self._call.done:
             with suppress(RuntimeError):  # the loop is closed
@@ -377,6 +421,10 @@ class _CallCells:
         """A call begins, or ends."""
         self._running += by
         self._in_flight.set(self._running)
+
+    def forget(self) -> None:
+        """In a forked child: those that run are the parent's."""
+        self.change(-self._running)
 
 
 class PlaneClient(RequestPlaneClient):
@@ -401,7 +449,10 @@ class PlaneClient(RequestPlaneClient):
         self.home, self.request_timeout_seconds, self.silence_seconds = home, request_timeout_seconds, silence_seconds
         self._actor_name = actor_name
         self._cells: dict[str, _CallCells] = {}
-        self._started = False
+        self._started, self._turn = False, asyncio.Lock()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._unhook: Callable[[], None] = lambda: None
 
     def cells(self, component: str) -> _CallCells:
         """The cells of calls to a component."""
@@ -412,16 +463,29 @@ class PlaneClient(RequestPlaneClient):
         return found
 
     async def start(self) -> None:
-        if not self._started:
-            await self.home.start()
-            await self._open()
-            self._started = True
+        async with self._turn:  # the first calls come together, and only one of them starts it
+            if not self._started:
+                await self.home.start()
+                try:
+                    await self._open()
+                except BaseException:
+                    await self.home.close()
+                    raise
+                self._started, self._closed, self._loop = True, False, asyncio.get_running_loop()
+                self._unhook = at_fork(self, self._go_on_in_child)
 
     async def close(self) -> None:
-        if self._started:
-            self._started = False
-            await self._close()
-            await self.home.close()
+        async with self._turn:
+            self._closed = True
+            if self._started:
+                self._started = False
+                self._unhook()
+                try:
+                    await self._close()
+                finally:
+                    await self.home.close()
+                await asyncio.sleep(0)  # connections end in the loop's next turn, and it may be closed after this
+        self._turn = asyncio.Lock()  # the next loop's
 
     async def call(
         self,
@@ -433,28 +497,53 @@ class PlaneClient(RequestPlaneClient):
         type: Any = Any,
         traceparent: str | None = None,
     ) -> RpcResponse:
-        if not self._started:
-            await self.start()
-        body = _encode(request)
+        # Where getpid() is slow, as in sandboxes, asyncio.get_running_loop() is too: a call does without.
+        while self._loop is None or not self._started or not self._loop.is_running():
+            await self._ready(instance)
+        body, decode = _encode(request), item_decoder(type)
         span = call_span(".".join(instance[:3]), self.mode) if traceparent is None else None
         carried = outgoing(span) if traceparent is None else valid(traceparent)
+        chance = secrets.token_hex(32)
         call = Call(
             self,
             instance,
-            id or secrets.token_hex(16),
-            decode=item_decoder(type),
+            id or chance[:32],
+            subject=chance[32:],
+            loop=self._loop,
+            decode=decode,
             timeout_seconds=timeout_seconds,
             span=span,
         )
-        self.home.expect(call.subject, call)
-        header = RequestHeader(call.id, self.home.address, call.subject, reuse=True)
-        self._push(call, encode_two_part(header.encode(), body), carried)
         try:
+            self.home.expect(call.subject, call)
+            header = RequestHeader(call.id, self.home.address, call.subject, reuse=True)
+            self._push(call, encode_two_part(header.encode(), body), carried)
             await call.begun
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or what cannot be sent; nothing where it failed, as that is over
             call.abandon()
             raise
         return _Response(call)
+
+    async def _ready(self, instance: Instance) -> None:
+        if self._closed:
+            reason = "the client was closed; start() opens it again"
+            raise RpcUnreachableError(".".join(instance[:3]), reason, instance=instance.transport[1])
+        if self._started:
+            raise RuntimeError(f"{self.mode} plane: the client was started in another event loop; close it there")
+        await self.start()
+
+    def _open_files(self) -> Iterable[int]:
+        """The descriptors that a plane has open beside the way home, for a forked child to let go."""
+        return ()
+
+    def _go_on_in_child(self) -> None:
+        """In a forked child: nothing is called, and what is open is the parent's."""
+        unplug_all(self._open_files(), self.__dict__.copy())
+        self.home.forked()
+        self._turn, self._loop, self._started = asyncio.Lock(), None, False
+        self._unhook()
+        for cells in self._cells.values():
+            cells.forget()
 
     async def _open(self) -> None:
         """Be ready to push."""
@@ -469,3 +558,23 @@ class PlaneClient(RequestPlaneClient):
 
 
 _encode = msgspec.json.Encoder().encode
+
+
+async def answers(host: str, port: int, message: bytes, timeout_seconds: float) -> bool:
+    """Whether somebody there reacts to a message, be it by leaving: the probe of planes that connect.
+
+    To take connections says nothing: the system does that for a process that is frozen.
+    """
+    writer = None
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(message)
+            with suppress(ConnectionError):
+                await reader.read(1)
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    return True

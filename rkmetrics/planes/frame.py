@@ -7,11 +7,15 @@ Two parts, in each direction and over each plane (releases 0.6 to 1.0):
     16  u64   a checksum; 0 in the released runtimes, and whoever reads it takes any
     24  header, body
 
-A request over tcp is one of these in an envelope, which differs between releases and is told apart by its path, as only
-the newer has a '/' in it; an acknowledgement is a length and that many bytes of text, none where all is well:
+A request over tcp is one of these in an envelope, which differs between releases; an acknowledgement is a length and
+that many bytes of text, none where all is well:
 
     0.7     u16 length | path | u32 length | two parts
     0.8+    u16 length | path | u16 length | headers (JSON) | u32 length | two parts
+
+The newer lists itself with a '/' in its path, but a client of either release sends its own envelope with whatever path
+is listed, and real servers then wait for ever. So it is the lengths that tell: where that of the payload is what its
+two parts need, there are no headers. Otherwise there are, where the path has a '/' or what follows begins as JSON.
 
 All numbers are big-endian. A length is compared with its limit before anything is kept for it, so memory follows the
 bytes that came and never what a peer claims (reliability, T20).
@@ -19,6 +23,7 @@ bytes that came and never what a peer claims (reliability, T20).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -35,6 +40,7 @@ __all__ = [
     "encode_ack",
     "encode_request",
     "encode_two_part",
+    "read_header",
     "read_two_part",
 ]
 
@@ -44,12 +50,15 @@ PATH_LIMIT_BYTES = 1_024
 ACK_LIMIT_BYTES = 64 * 1024
 
 _TWO_PART = Struct(">QQQ")
+_PLAIN = Struct(">IQQ")  # of an envelope without headers: the payload's length, and the first two of the two parts
 _SHORT = Struct(">H")
 _LONG = Struct(">I")
 
 
 class FrameTooLargeError(PayloadError):
-    """A length is over its limit; nothing was kept for it."""
+    """A length is over its limit; nothing was kept for it. begin: what came of a request's payload."""
+
+    begin = b""
 
 
 class TwoPart(NamedTuple):
@@ -75,8 +84,22 @@ def read_two_part(data: bytes) -> TwoPart:
     return TwoPart(data[_TWO_PART.size : begin], data[begin : begin + body])
 
 
+def read_header(data: bytes) -> bytes:
+    """Read only the header of a frame, whose body need not be there. Raises PayloadError."""
+    if len(data) < _TWO_PART.size:
+        raise PayloadError("a two-part message", data, f"expected {_TWO_PART.size} bytes or more")
+    end = _TWO_PART.size + int(_TWO_PART.unpack_from(data)[0])
+    if end > len(data):
+        raise PayloadError("a two-part message", data, "its header is not whole")
+    return data[_TWO_PART.size : end]
+
+
 class _Reader:
-    """Bytes in, frames out. What is incomplete is kept; `rest` is how much."""
+    """Bytes in, frames out. What is incomplete is kept; `rest` is how much.
+
+    `feed` is a generator: however the bytes were cut on their way, all frames come that are whole, and only then the
+    error of one that can never be; after that nothing more is to be fed.
+    """
 
     def __init__(self) -> None:
         self._kept = bytearray()
@@ -110,24 +133,24 @@ class TwoPartReader(_Reader):
         super().__init__()
         self._limit = limit_bytes
 
-    def feed(self, data: bytes) -> list[TwoPart]:
-        """Return the frames that are complete. Raises PayloadError for one that can never be; then nothing more is
-        to be read."""
-        data, at, found = self._join(data), 0, list[TwoPart]()
-        while len(data) - at >= _TWO_PART.size:
-            header, body, _ = _TWO_PART.unpack_from(data, at)
+    def feed(self, data: bytes) -> Iterator[TwoPart]:
+        """Yield the frames that are complete. Raises PayloadError for one that can never be."""
+        data, at = self._join(data), 0
+        have, size, unpack = len(data), _TWO_PART.size, _TWO_PART.unpack_from
+        while have - at >= size:
+            header, body, _ = unpack(data, at)
             if header > HEADER_LIMIT_BYTES or header + body > self._limit:
                 raise FrameTooLargeError("a two-part message", data[at:], f"{header} + {body} bytes are over the limit")
-            begin = at + _TWO_PART.size
-            end = begin + header + body
-            if end > len(data):
+            begin = at + size
+            middle = begin + header
+            end = middle + body
+            if end > have:
                 self._keep(data, at, end - at)
-                return found
-            found.append(TwoPart(data[begin : begin + header], data[begin + header : end]))
+                return
+            yield TwoPart(data[begin:middle], data[middle:end])
             at = end
-        if at < len(data):
-            self._keep(data, at, _TWO_PART.size)
-        return found
+        if at < have:
+            self._keep(data, at, size)
 
 
 # --- requests over tcp ------------------------------------------------------------------------------------------------
@@ -157,17 +180,16 @@ class RequestReader(_Reader):
         super().__init__()
         self._limit = limit_bytes
 
-    def feed(self, data: bytes) -> list[TcpRequest]:
-        """Return the requests that are complete. Raises PayloadError for one that can never be."""
-        data, at, found = self._join(data), 0, list[TcpRequest]()
+    def feed(self, data: bytes) -> Iterator[TcpRequest]:
+        """Yield the requests that are complete. Raises PayloadError for one that can never be."""
+        data, at = self._join(data), 0
         while at < len(data):
             request, end = self._one(data, at)
             if request is None:
                 self._keep(data, at, end - at)
-                break
-            found.append(request)
+                return
+            yield request
             at = end
-        return found
 
     def _one(self, data: bytes, begin: int) -> tuple[TcpRequest | None, int]:
         """A request and where it ends, or None and how far there must be data."""
@@ -177,29 +199,35 @@ class RequestReader(_Reader):
         path_end = at + _SHORT.unpack_from(data, begin)[0]
         if not 0 < path_end - at <= PATH_LIMIT_BYTES:
             raise PayloadError("a request", data[begin:], "its path is empty or too long")
-        if path_end > have:
-            return None, path_end
+        sure_at = path_end + _PLAIN.size  # a request that is whole has more, in either form
+        if sure_at > have:
+            return None, sure_at
         raw = data[at:path_end]
         if not raw.isascii():
             raise PayloadError("a request", data[begin:], "its path is not ASCII")
         at, headers = path_end, None
-        if b"/" in raw:
-            if at + _SHORT.size > have:
-                return None, at + _SHORT.size
-            headers_at = at + _SHORT.size
-            at = headers_at + _SHORT.unpack_from(data, at)[0]
-            if at > have:
-                return None, at
+        if _has_headers(data, path_end, b"/" in raw):
+            headers_at = path_end + _SHORT.size
+            at = headers_at + _SHORT.unpack_from(data, path_end)[0]
+            if at + _LONG.size > have:
+                return None, at + _LONG.size
             headers = data[headers_at:at]
-        if at + _LONG.size > have:
-            return None, at + _LONG.size
         size = _LONG.unpack_from(data, at)[0]
-        if size > self._limit:
-            raise FrameTooLargeError("a request", data[begin:], f"{size} bytes are over the limit of {self._limit}")
         at += _LONG.size
-        if at + size > have:
-            return None, at + size
-        return TcpRequest(raw.decode("ascii"), headers, data[at : at + size]), at + size
+        if size > self._limit:
+            error = FrameTooLargeError("a request", data[begin:], f"{size} bytes are over the limit of {self._limit}")
+            error.begin = data[at : at + _TWO_PART.size + HEADER_LIMIT_BYTES]
+            raise error
+        end = at + size
+        if end > have:
+            return None, end
+        return TcpRequest(raw.decode("ascii"), headers, data[at:end]), end
+
+
+def _has_headers(data: bytes, at: int, slash: bool) -> bool:
+    """Whether an envelope has headers. at: where its path ends; slash: whether that has one."""
+    size, header, body = _PLAIN.unpack_from(data, at)
+    return size != _TWO_PART.size + header + body and (slash or data[at + _SHORT.size] == ord("{"))
 
 
 #: The acknowledgement of a request that is taken.
@@ -215,9 +243,9 @@ def encode_ack(reason: str = "") -> bytes:
 class AckReader(_Reader):
     """Reads a stream of acknowledgements."""
 
-    def feed(self, data: bytes) -> list[str]:
-        """Return the reasons, "" for what was taken. Raises PayloadError."""
-        data, at, found = self._join(data), 0, list[str]()
+    def feed(self, data: bytes) -> Iterator[str]:
+        """Yield the reasons, "" for what was taken. Raises PayloadError."""
+        data, at = self._join(data), 0
         while len(data) - at >= _LONG.size:
             size = _LONG.unpack_from(data, at)[0]
             if size > ACK_LIMIT_BYTES:
@@ -225,9 +253,8 @@ class AckReader(_Reader):
             end = at + _LONG.size + size
             if end > len(data):
                 self._keep(data, at, end - at)
-                return found
-            found.append(data[at + _LONG.size : end].decode("utf-8", "replace"))
+                return
+            yield data[at + _LONG.size : end].decode("utf-8", "replace")
             at = end
         if at < len(data):
             self._keep(data, at, _LONG.size)
-        return found

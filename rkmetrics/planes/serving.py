@@ -12,7 +12,8 @@ import inspect
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -21,7 +22,8 @@ from rkmetrics.catalogue.planes import IntakeRefusal, Plane, RpcIntake, RpcServi
 from rkmetrics.errors import PayloadError
 from rkmetrics.planes.base import EndpointName, Handler, Refusal, RequestPlaneServer, RpcContext, RpcRequest, Served
 from rkmetrics.planes.callhome import Answer, ForbiddenHome, Homes
-from rkmetrics.planes.frame import read_two_part
+from rkmetrics.planes.fork import at_fork, unplug_all
+from rkmetrics.planes.frame import read_header, read_two_part
 from rkmetrics.planes.tracing import server_span, trace_id, valid
 from rkmetrics.planes.wire import Control, RequestHeader, encode_error, encode_item
 from rkmetrics.retry import StateLog
@@ -34,7 +36,9 @@ __all__ = ["Lister", "PlaneServer"]
 log = logging.getLogger("rkmetrics.planes")
 
 REQUESTS_LIMIT = 10_000
-ENDED_SECONDS = 1.0  # what is cut off has to say so
+TOLD_LIMIT = 1_000  # callers that are told at once that no answer comes
+ENDED_SECONDS = 1.0  # what is cut off has to say so, and its caller to read that
+ERROR_CHARACTERS = 4_000  # of what a handler raised, for its caller
 
 REFUSALS = {
     Refusal.UNKNOWN_ENDPOINT: IntakeRefusal.UNKNOWN_ENDPOINT,
@@ -42,14 +46,21 @@ REFUSALS = {
     Refusal.TOO_LARGE: IntakeRefusal.TOO_LARGE,
     Refusal.BUSY: IntakeRefusal.BUSY,
     Refusal.DRAINING: IntakeRefusal.DRAINING,
+    Refusal.FORBIDDEN: IntakeRefusal.FORBIDDEN,
 }
 
 
 class Lister:
     """Lists a server's instances somewhere: in etcd, in our own discovery. `run` goes on until it is cancelled.
 
-    The base lists nothing: who calls knows the address.
+    The base lists nothing: who calls knows the address. heard_seconds: how long after the withdrawal somebody may still
+    call who has not heard of it; for so long requests are taken, as clients of Dynamo try none a second time.
     """
+
+    heard_seconds = 0.0
+
+    def prepare(self, server: PlaneServer) -> None:
+        """Make ready, when the server has its address. Raises ServeError or BackendError for what cannot be listed."""
 
     async def run(self, server: PlaneServer) -> None:
         """Keep them listed."""
@@ -156,8 +167,12 @@ class PlaneServer(RequestPlaneServer):
         self.connections = intake.connections[self.plane].share()
         self._endpoints: dict[str, _Endpoint] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answers: dict[asyncio.Task[None], Answer] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._listing: asyncio.Task[None] | None = None
-        self._idle: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turn = asyncio.Lock()
+        self._unhook: Callable[[], None] = lambda: None
         self._logs: dict[IntakeRefusal, StateLog] = {}
         self._draining = self._cut = False
         self.started = False
@@ -200,58 +215,125 @@ class PlaneServer(RequestPlaneServer):
     # --- its life -----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        if self.started:
-            return
-        if not self._endpoints:
-            raise ValueError("a server without endpoints: add some with endpoint(name, handler) before it starts")
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = self._cut = False
-        await self._listen()
-        self.started = True
-        self._listing = asyncio.create_task(self._lister.run(self), name=f"{self.mode} plane: listing")
+        async with self._turn:
+            self._same_loop()
+            if self.started:
+                return
+            if not self._endpoints:
+                raise ValueError("a server without endpoints: add some with endpoint(name, handler) before it starts")
+            self._draining, self._cut, self._loop = False, False, asyncio.get_running_loop()
+            await self._listen()
+            try:
+                self._lister.prepare(self)
+            except BaseException:
+                await self._close()
+                raise
+            self.started = True
+            self._unhook = at_fork(self, self._go_on_in_child)
+            self._listing = asyncio.create_task(self._lister.run(self), name=f"{self.mode} plane: listing")
+            self._listing.add_done_callback(self._say_unlisted)
 
     async def stop(self, timeout_seconds: float = 10.0) -> bool:
-        if not self.started:
-            return True
-        self.started = False
-        await self._unlist()
-        self._draining = True
-        ended = await self._wait_for_handlers(timeout_seconds)
-        if not ended:
-            await self._cut_off()
-        await self._close()
-        self._homes.close()
+        async with self._turn:
+            self._same_loop()
+            if not self.started:
+                return True
+            self.started = ended = False
+            due = asyncio.get_running_loop().time() + timeout_seconds
+            try:
+                await self._unlist(timeout_seconds)
+                await asyncio.sleep(min(self._lister.heard_seconds, timeout_seconds / 2))
+                self._draining = True
+                self._drain()
+                ended = await self._wait_for_handlers(due)
+            finally:  # nothing stays open, also where who stops it is cancelled
+                await self._end(due, ended)
+            await asyncio.sleep(0)  # connections end in the loop's next turn, and it may be closed after this
+        self._turn = asyncio.Lock()  # the next loop's
         return ended
 
-    async def _unlist(self) -> None:
-        listing, self._listing = self._listing, None
-        if listing is not None:
-            listing.cancel()
-            await asyncio.wait([listing])
-            await self._lister.withdraw()
+    def _same_loop(self) -> None:
+        if self.started and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"{self.mode} plane: the server runs in another event loop; stop it there")
 
-    async def _wait_for_handlers(self, timeout_seconds: float) -> bool:
-        assert self._idle is not None
+    async def _end(self, due: float, ended: bool) -> None:
+        self._draining = True
+        try:
+            if not ended:
+                await self._cut_off()
+            await self._close()
+            if self._telling:
+                await asyncio.wait(self._telling, timeout=ENDED_SECONDS)
+            left = due - asyncio.get_running_loop().time()
+            await self._homes.leave(max(left, ENDED_SECONDS))
+        finally:
+            mine = asyncio.current_task()
+            for answer in [answer for task, answer in self._answers.items() if task is not mine]:
+                answer.abort()
+            for telling in self._telling:
+                telling.cancel()
+            self._unhook()
+
+    def _say_unlisted(self, listing: asyncio.Task[None]) -> None:
+        if not listing.cancelled() and (error := listing.exception()) is not None:
+            log.error("%s plane: the server is listed no more, and goes on: %r", self.mode, error, exc_info=error)
+
+    async def _unlist(self, timeout_seconds: float) -> None:
+        listing, self._listing = self._listing, None
+        if listing is None:
+            return
+        listing.cancel()
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            told = "%s plane: %d requests did not end in %g s and are cut off"
-            log.warning(told, self.mode, len(self._tasks), timeout_seconds)
-            return False
-        return True
+                await asyncio.wait([listing])
+                await self._lister.withdraw()
+        except Exception as error:
+            log.warning("%s plane: the server could not be withdrawn, and stops: %r", self.mode, error)
+
+    def _others(self) -> set[asyncio.Task[None]]:
+        """What runs, but for the handler that stops its own server."""
+        mine = asyncio.current_task()
+        return {task for task in self._tasks if task is not mine}
+
+    async def _wait_for_handlers(self, due: float) -> bool:
+        others, left = self._others(), due - asyncio.get_running_loop().time()
+        if others:
+            _, others = await asyncio.wait(others, timeout=max(left, 0))
+        if others:
+            told = "%s plane: %d requests did not end in time and are cut off"
+            log.warning(told, self.mode, len(others))
+        return not others
 
     async def _cut_off(self) -> None:
         self._cut = True
-        for task in list(self._tasks):
+        others = self._others()
+        for task in others:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=ENDED_SECONDS)
+        if others:
+            await asyncio.wait(others, timeout=ENDED_SECONDS)
+
+    def _open_files(self) -> Iterable[int]:
+        """The descriptors that a plane has open beside the way home, for a forked child to let go."""
+        return ()
+
+    def _go_on_in_child(self) -> None:
+        """In a forked child: nothing runs, and what is open is the parent's."""
+        unplug_all(self._open_files(), self.__dict__.copy())
+        self._homes.forked()
+        self._tasks, self._answers, self._telling, self._listing = set(), {}, set(), None
+        self._turn, self._loop, self.started = asyncio.Lock(), None, False
+        self._unhook()
+        self.connections.set(0)
+        for endpoint in self._endpoints.values():
+            endpoint.running = 0
+            endpoint.in_flight.set(0)
 
     @abstractmethod
     async def _listen(self) -> None:
         """Take requests. Raises ServeError."""
+
+    def _drain(self) -> None:
+        """Nothing more is taken from now on: a plane whose callers can be told so does it here."""
 
     @abstractmethod
     async def _close(self) -> None:
@@ -275,6 +357,10 @@ class PlaneServer(RequestPlaneServer):
             return self.refuse(Refusal.MALFORMED, str(error))
         if not parts.body:
             return self.refuse(Refusal.MALFORMED, "the request has no body")
+        try:
+            self._homes.check(header.address)
+        except ForbiddenHome as forbidden:
+            return self.refuse(Refusal.FORBIDDEN, str(forbidden))
         request = RpcRequest(header.id, endpoint.name, parts.body, valid(traceparent))
         self._begin(endpoint, header, request)
         return None
@@ -283,6 +369,27 @@ class PlaneServer(RequestPlaneServer):
         """Count and say that a request is not taken."""
         self.note(REFUSALS[refusal], detail)
         return refusal
+
+    def tell(self, refusal: Refusal, payload: bytes) -> None:
+        """Tell a client of Dynamo that no answer comes, in an answer that says so: over tcp and nats it takes any
+        acknowledgement for one of a request that was taken, and would wait for ever. Ours read what that says.
+
+        payload: of the request, or as much of it as came.
+        """
+        if refusal is Refusal.FORBIDDEN or len(self._telling) >= TOLD_LIMIT:
+            return
+        with suppress(PayloadError):
+            header = RequestHeader.decode(read_header(payload))
+            if not header.reuse:
+                task = asyncio.get_running_loop().create_task(self._tell(header, refusal.text))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, header: RequestHeader, reason: str) -> None:
+        with suppress(ForbiddenHome, OSError, TimeoutError):
+            answer = await self._homes.open(header.address)
+            answer.begin(header, lambda _: None, reason)
+            answer.end(final=False)
 
     def note(self, reason: IntakeRefusal, detail: str = "") -> None:
         """Count what never reached a handler; it is said once for each reason, and seldom where it goes on."""
@@ -294,9 +401,8 @@ class PlaneServer(RequestPlaneServer):
         said.note("refused", logging.WARNING, "%s plane: a request was refused: %s; said once", self.mode, text)
 
     def _begin(self, endpoint: _Endpoint, header: RequestHeader, request: RpcRequest) -> None:
-        assert self._idle is not None
-        self._idle.clear()
-        task = asyncio.get_running_loop().create_task(self._serve(endpoint, header, request))
+        assert self._loop is not None
+        task = self._loop.create_task(self._serve(endpoint, header, request))
         self._tasks.add(task)
         endpoint.running += 1
         endpoint.in_flight.set(endpoint.running)
@@ -304,19 +410,20 @@ class PlaneServer(RequestPlaneServer):
 
     def _done(self, endpoint: _Endpoint, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._answers.pop(task, None)
         endpoint.running -= 1
         endpoint.in_flight.set(endpoint.running)
-        if not self._tasks and self._idle is not None:
-            self._idle.set()
+        if task.cancelled():  # before it began
+            endpoint.outcomes[ServeOutcome.CUT_OFF].inc()
+        elif (error := task.exception()) is not None:
+            log.error("%s plane: %s: %r", self.mode, endpoint.text, error, exc_info=error)
 
     async def _serve(self, endpoint: _Endpoint, header: RequestHeader, request: RpcRequest) -> None:
         began = time.perf_counter()
         outcome, error, sent = ServeOutcome.NO_WAY_HOME, "", 0
         try:
             answer = self._homes.kept(header.address) or await self._homes.open(header.address)
-        except ForbiddenHome as forbidden:
-            self.note(IntakeRefusal.FORBIDDEN, str(forbidden))
-        except (OSError, TimeoutError) as unreachable:
+        except (OSError, TimeoutError, ForbiddenHome) as unreachable:
             error = f"no connection to the caller at {header.address}: {unreachable or 'no answer in time'}"
             log.debug("%s plane: %s: %s", self.mode, endpoint.text, error)
         except asyncio.CancelledError:
@@ -336,33 +443,42 @@ class PlaneServer(RequestPlaneServer):
         self, endpoint: _Endpoint, answer: Answer, header: RequestHeader, request: RpcRequest
     ) -> tuple[ServeOutcome, str]:
         """Run the handler, and send what it makes. How that ended, and what was wrong."""
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[None]", asyncio.current_task(self._loop))
         context = _Context(request, task)
+        self._answers[task] = answer
         answer.begin(header, context.hear)
-        error = ""
+        error, cut = "", False
         try:
             with server_span(endpoint.text, self.mode, request.traceparent):
-                await self._run(endpoint, answer, context)
+                cut = not await self._run(endpoint, answer, context)
         except asyncio.CancelledError:
-            if context.killed:
-                answer.end(final=False)
-                return ServeOutcome.KILLED, ""
-            answer.send(encode_error("the server stops before the answer is whole"))
-            answer.end(final=True)
-            return ServeOutcome.CUT_OFF, "the server stops"
+            cut = task.cancelling() > 0
+            error = "" if cut else "CancelledError: the handler was cancelled from within"
         except Exception as raised:
-            error = f"{type(raised).__name__}: {raised}".encode("utf-8", "replace").decode()
-            endpoint.log.note(error, logging.WARNING, "%s plane: %s raised %s", self.mode, endpoint.text, error)
-            log.debug("%s plane: %s raised", self.mode, endpoint.text, exc_info=raised)
-            answer.send(encode_error(error))
-        stopped = context.is_stopped() and not error
-        answer.end(final=not stopped)
-        if error:
-            return ServeOutcome.ERROR, error
-        return (ServeOutcome.STOPPED if stopped else ServeOutcome.OK), ""
+            error = _text(raised)
+            if not context.killed:
+                endpoint.log.note(error, logging.WARNING, "%s plane: %s raised %s", self.mode, endpoint.text, error)
+                log.debug("%s plane: %s raised", self.mode, endpoint.text, exc_info=raised)
+        except BaseException:  # what ends a program ends no answer in order
+            answer.abort()
+            raise
+        return self._ended(answer, context, "the server stops before the answer is whole" if cut else error, cut)
 
-    async def _run(self, endpoint: _Endpoint, answer: Answer, context: _Context) -> None:
+    @staticmethod
+    def _ended(answer: Answer, context: _Context, error: str, cut: bool) -> tuple[ServeOutcome, str]:
+        """Say how it ended. A caller that is gone hears nothing, whatever its handler made of that."""
+        if context.killed:
+            answer.end(final=False)
+            return ServeOutcome.KILLED, ""
+        if error:
+            answer.send(encode_error(error))
+            answer.end(final=True)
+            return (ServeOutcome.CUT_OFF if cut else ServeOutcome.ERROR), error
+        answer.end(final=not context.is_stopped())
+        return (ServeOutcome.STOPPED if context.is_stopped() else ServeOutcome.OK), ""
+
+    async def _run(self, endpoint: _Endpoint, answer: Answer, context: _Context) -> bool:
+        """Whether all was sent, or as much as was wanted; False where the server stops."""
         try:
             value = endpoint.decode(context.request.body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -372,8 +488,9 @@ class PlaneServer(RequestPlaneServer):
             made = await _awaited(made)
         if not hasattr(made, "__aiter__"):
             self._send(endpoint, answer, made)
-            return
+            return True
         items = cast("AsyncIterator[Any]", made)
+        close = getattr(items, "aclose", None)
         try:
             async for item in items:
                 self._send(endpoint, answer, item)
@@ -381,10 +498,14 @@ class PlaneServer(RequestPlaneServer):
                     await answer.room()
                 if context.is_stopped():
                     break
+                if self._cut:  # and the handler did not end of being cancelled
+                    return False
+            else:
+                close = None  # it is at its end
         finally:
-            close = getattr(items, "aclose", None)
             if close is not None:
                 await close()
+        return True
 
     @staticmethod
     def _send(endpoint: _Endpoint, answer: Answer, item: Any) -> None:
@@ -395,6 +516,15 @@ class PlaneServer(RequestPlaneServer):
     def homes(self) -> Homes:
         """Its connections to callers."""
         return self._homes
+
+
+def _text(raised: BaseException) -> str:
+    """What a caller is told of what a handler raised."""
+    try:
+        text = f"{type(raised).__name__}: {raised}"
+    except Exception:
+        text = type(raised).__name__
+    return text[:ERROR_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 async def _awaited(made: Any) -> Any:

@@ -1,15 +1,16 @@
 """The tcp plane: requests over a few kept connections, each acknowledged in the order they came.
 
-The server takes both forms of the envelope, whatever DYN_WIRE says: a path with an id in it is of 0.8 and later, one
-without of 0.7. What it lists itself as is of DYN_WIRE, and a client speaks the form of what is listed, so a fleet with
-both works, where Dynamo's own runtimes hang on each other's form.
+The server takes both forms of the envelope, whatever DYN_WIRE says: a client of 0.7 sends its own also to what is
+listed as 0.8 lists itself, and the reverse (frame.py). What it lists itself as is of DYN_WIRE, and a client speaks the
+form of what is listed, so a fleet with both works, where Dynamo's own runtimes hang on each other's form.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -17,18 +18,21 @@ import msgspec
 
 from rkmetrics.addresses import WILDCARDS, advertised, first_address, local_addresses
 from rkmetrics.catalogue.planes import IntakeRefusal, Plane
-from rkmetrics.errors import PayloadError, RpcRefusedError, RpcUnreachableError, ServeError
+from rkmetrics.errors import BackendError, PayloadError, RpcRefusedError, RpcUnreachableError, ServeError
 from rkmetrics.planes.base import Instance, Refusal
-from rkmetrics.planes.callhome import CallHome, keep_alive
-from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient
+from rkmetrics.planes.callhome import CLOSE_SECONDS, CallHome, keep_alive, refuse
+from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient, answers
+from rkmetrics.planes.fork import descriptors
 from rkmetrics.planes.frame import (
     ACCEPTED,
+    PATH_LIMIT_BYTES,
     AckReader,
     FrameTooLargeError,
     RequestReader,
     TcpRequest,
     encode_ack,
     encode_request,
+    encode_two_part,
 )
 from rkmetrics.planes.serving import PlaneServer
 
@@ -40,9 +44,19 @@ __all__ = ["TcpClient", "TcpServer", "call_home", "here", "read_target"]
 
 FRAME_SECONDS = 30.0
 CONNECTIONS_LIMIT = 10_000
+#: All incomplete requests together may take so much, or four of the largest; beyond it whoever has more than a small
+#: one incomplete is sent away, and requests that come at once are taken as before.
+KEPT_LIMIT_BYTES, SMALL_BYTES = 256 * 1024 * 1024, 64 * 1024
+#: After an answer that ends a connection, what is still coming is read and dropped for so long: closing at once would
+#: make TCP take the answer back.
+LINGER_SECONDS = 2.0
+#: What is sent in one turn of the loop goes out together, in parts of about this size.
+TURN_BYTES = 64 * 1024
 #: So many requests wait on a connection for their acknowledgement before another connection is opened.
 PIPELINE_REQUESTS = 8
 KIND = "tcp"
+#: What a probe asks for: no endpoint has such a name, so that any acknowledgement is a sign of life and nothing runs.
+NOBODY = "?"
 
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -51,8 +65,11 @@ _headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
 def here(host: str | None) -> str:
-    """Return the address to bind where nobody says one: the first that is not loopback, as Dynamo does."""
-    return host or first_address(local_addresses()) or "127.0.0.1"
+    """Return the address to bind where nobody says one: the first that is not loopback, as Dynamo does.
+
+    "*" is all of IPv4: for both versions asyncio makes two sockets, and a free port is another one on each.
+    """
+    return "0.0.0.0" if host == "*" else host or first_address(local_addresses()) or "127.0.0.1"
 
 
 def call_home(settings: Settings, host: str | None) -> CallHome:
@@ -78,13 +95,16 @@ def _joined(host: str, port: int) -> str:
 
 
 class _Caller(asyncio.Protocol):
-    """A connection from a client."""
+    """A connection from a client. known: a request was complete on it."""
 
     def __init__(self, server: TcpServer) -> None:
-        self._server = server
+        self._server, self._loop = server, asyncio.get_running_loop()
         self._reader = RequestReader(server.limit_bytes)
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._since = 0.0  # when the request began that is incomplete
+        self._kept = 0
+        self._over = self.known = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -94,39 +114,79 @@ class _Caller(asyncio.Protocol):
         keep_alive(self._transport)
 
     def data_received(self, data: bytes) -> None:
-        transport = self._transport
-        if transport is None or transport.is_closing():
+        if self._over or self._transport is None or self._transport.is_closing():
             return
+        answers: list[bytes] = []
+        refusal = None
         try:
-            requests = self._reader.feed(data)
+            for request in self._reader.feed(data):
+                answers.append(self._server.acknowledge(request))
         except PayloadError as error:
-            self._refuse(transport, error)
+            large = isinstance(error, FrameTooLargeError)
+            refusal = self._server.refuse(Refusal.TOO_LARGE if large else Refusal.MALFORMED, str(error))
+            if isinstance(error, FrameTooLargeError):
+                self._server.tell(refusal, error.begin)
+        if answers:
+            self.known = True
+            self._transport.write(b"".join(answers) if len(answers) > 1 else answers[0])
+        if refusal is None and (self._reader.rest or self._kept):
+            refusal = self._watch(begins=bool(answers) or not self._kept)
+        if refusal is not None:
+            self._end(self._transport, refusal)
+
+    def _watch(self, *, begins: bool) -> Refusal | None:
+        """A request that has begun has to end in time, and room; a connection without one may rest."""
+        rest = self._reader.rest
+        crowded = self._server.keep(rest - self._kept)
+        self._kept = rest
+        if begins:
+            self._since = self._loop.time()
+        if rest and self._timer is None:
+            self._timer = self._loop.call_later(FRAME_SECONDS, self._ring)
+        if crowded and rest > SMALL_BYTES:
+            return self._server.refuse(Refusal.BUSY, "incomplete requests take all the memory they may")
+        return None
+
+    def _ring(self) -> None:
+        """The timer is not moved with each request: it looks when it rings."""
+        self._timer = None
+        if not self._kept:
             return
-        if requests:
-            transport.write(b"".join(map(self._server.acknowledge, requests)))
-        self._watch()
-
-    def _refuse(self, transport: asyncio.Transport, error: PayloadError) -> None:
-        large = isinstance(error, FrameTooLargeError)
-        refusal = self._server.refuse(Refusal.TOO_LARGE if large else Refusal.MALFORMED, str(error))
-        transport.write(encode_ack(refusal.text))
-        transport.close()
-
-    def _watch(self) -> None:
-        """A request that has begun has to end in time; a connection without one may rest."""
-        if self._timer is not None and not self._reader.rest:
-            self._timer.cancel()
-            self._timer = None
-        elif self._timer is None and self._reader.rest:
-            self._timer = asyncio.get_running_loop().call_later(FRAME_SECONDS, self._too_slow)
-
-    def _too_slow(self) -> None:
+        due = self._since + FRAME_SECONDS
+        if due > self._loop.time():
+            self._timer = self._loop.call_at(due, self._ring)
+            return
         self._server.note(IntakeRefusal.TOO_SLOW, f"a request was not complete in {FRAME_SECONDS:g} s")
         self.abort()
 
+    def _end(self, transport: asyncio.Transport, refusal: Refusal) -> None:
+        """Say why, and wait a little for the peer to have read it."""
+        self._over = True
+        self._release()
+        self._reader = RequestReader(0)  # what it kept goes
+        transport.write(encode_ack(refusal.text))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self.abort)
+        transport.resume_reading()
+        transport.write_eof()
+
+    def _release(self) -> None:
+        self._server.keep(-self._kept)
+        self._kept = 0
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._transport
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is incomplete on it."""
+        return not self._kept
+
     def pause_writing(self) -> None:
         """The client does not read its acknowledgements: it is not read either."""
-        if self._transport is not None:
+        if self._transport is not None and not self._over:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -143,6 +203,7 @@ class _Caller(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._release()
         if self._timer is not None:
             self._timer.cancel()
         self._server.release(self)
@@ -160,23 +221,39 @@ class TcpServer(PlaneServer):
 
     async def _listen(self) -> None:
         host, port = here(self.settings.tcp_rpc_host), self.settings.tcp_rpc_port
-        self._callers: set[_Caller] = set()
+        self._callers: dict[_Caller, None] = {}  # the oldest first
+        self._left = asyncio.Event()
+        self._kept = 0
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Caller(self), "" if host == "*" else host, port, backlog=1_024
+                lambda: _Caller(self), host, port, backlog=1_024
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no look-up takes
             raise ServeError(
                 f"the tcp plane cannot listen at {host}:{port}: {error}; set DYN_TCP_RPC_HOST and DYN_TCP_RPC_PORT "
                 "(0 takes a free port)"
             ) from error
         bound, port = self._server.sockets[0].getsockname()[:2]
-        self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
+        try:
+            self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
+        except BackendError:
+            self._server.close()
+            raise
+
+    def _open_files(self) -> Iterable[int]:
+        return descriptors([self._server, *(caller.transport for caller in self._callers)])
 
     async def _close(self) -> None:
-        self._server.close()
+        await refuse(self._server)
         for caller in list(self._callers):
             caller.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._callers:
+                    self._left.clear()
+                    await self._left.wait()
+        for caller in list(self._callers):  # who does not read what was said last
+            caller.abort()
         await self._server.wait_closed()
 
     @property
@@ -192,27 +269,52 @@ class TcpServer(PlaneServer):
     def acknowledge(self, request: TcpRequest) -> bytes:
         """Take a request; what its sender gets."""
         id, _, name = request.path.rpartition("/")
+        if name == NOBODY:
+            return encode_ack(Refusal.UNKNOWN_ENDPOINT.text)
         if id and not self.is_mine(id):
             refusal: Refusal | None = self.refuse(Refusal.UNKNOWN_ENDPOINT)
         else:
             refusal = self.take(name, request.payload, _traceparent(request.headers))
         if refusal is None:
             return ACCEPTED
+        self.tell(refusal, request.payload)
         return encode_ack(f"{refusal.text}: {request.path}" if refusal is Refusal.UNKNOWN_ENDPOINT else refusal.text)
 
+    def keep(self, more_bytes: int) -> bool:
+        """Count what is kept of incomplete requests. Whether that is too much."""
+        self._kept += more_bytes
+        return more_bytes > 0 and self._kept > max(KEPT_LIMIT_BYTES, 4 * self.limit_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of incomplete requests."""
+        return self._kept
+
     def admit(self, caller: _Caller) -> bool:
-        """Whether there is room for another connection."""
+        """Whether there is room for another connection: where there is none, the oldest that rests is ended for it,
+        first of those that never had a request."""
         if len(self._callers) >= CONNECTIONS_LIMIT:
             self.note(IntakeRefusal.BUSY, f"{CONNECTIONS_LIMIT} connections are there already")
-            return False
-        self._callers.add(caller)
+            oldest = self._oldest()
+            if oldest is None:
+                return False
+            self.release(oldest)
+            oldest.abort()
+        self._callers[caller] = None
         self.connections.set(len(self._callers))
         return True
 
+    def _oldest(self) -> _Caller | None:
+        resting = (each for each in self._callers if each.resting)
+        first = next((each for each in self._callers if each.resting and not each.known), None)
+        return first or next(resting, None)
+
     def release(self, caller: _Caller) -> None:
         """A connection ended."""
-        self._callers.discard(caller)
-        self.connections.set(len(self._callers))
+        if caller in self._callers:
+            del self._callers[caller]
+            self._left.set()
+            self.connections.set(len(self._callers))
 
 
 def _traceparent(headers: bytes | None) -> str:
@@ -241,22 +343,30 @@ def read_target(place: str) -> _Target:
     """Read host:port/path, as it is listed. Raises ValueError."""
     address, slash, path = place.partition("/")
     host, _, port = address.rpartition(":")
-    if not slash or not path.isascii() or not host or not port.isdigit() or not 0 < int(port) < 65_536:
-        raise ValueError(f"{place!r}: expected host:port/endpoint or host:port/id/endpoint")
+    good = slash and host and 0 < len(path) <= PATH_LIMIT_BYTES and path.isascii()
+    if not good or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise ValueError(f"{place[:200]!r}: expected host:port/endpoint or host:port/id/endpoint")
     return _Target(host.strip("[]"), int(port), path, "/" in path)
 
 
 class _Line(asyncio.Protocol):
     """A connection to a server. pending: calls whose acknowledgement is awaited, in the order of their requests."""
 
-    def __init__(self, pool: _Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: _Pool, patience_seconds: float) -> None:
+        self._pool, self._patience = pool, patience_seconds
         self._reader = AckReader()
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._out_bytes = 0
         self._loop = asyncio.get_running_loop()
+        self._heard = 0.0  # since when an acknowledgement is awaited
+        self._timer: asyncio.TimerHandle | None = None
         self.pending: deque[Call] = deque()
         self.full = False
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._transport
 
     @property
     def usable(self) -> bool:
@@ -264,22 +374,41 @@ class _Line(asyncio.Protocol):
 
     def send(self, call: Call, frame: bytes) -> None:
         """Send a request; those of one turn of the loop go out together."""
+        if not self.pending:
+            self._heard = self._loop.time()
+            if self._timer is None:
+                self._timer = self._loop.call_later(self._patience, self._ring)
         self.pending.append(call)
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frame)
+        self._out_bytes += len(frame)
+        if self._out_bytes > TURN_BYTES:
+            self._flush()
 
     def _flush(self) -> None:
-        out, self._out = self._out, []
-        if out and self.usable:
+        if self._out and self.usable:
+            out, self._out, self._out_bytes = self._out, [], 0
             assert self._transport is not None
             self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+    def _ring(self) -> None:
+        """Who acknowledges nothing at all is not asked again on this connection."""
+        self._timer = None
+        if not self.pending:
+            return
+        due = self._heard + self._patience
+        if due > self._loop.time():
+            self._timer = self._loop.call_at(due, self._ring)
+        else:
+            self._lose(f"no acknowledgement in {self._patience:g} s")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         keep_alive(self._transport)
 
     def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
         try:
             for reason in self._reader.feed(data):
                 self._settle(reason)
@@ -297,12 +426,16 @@ class _Line(asyncio.Protocol):
             call.acknowledged()
 
     def _lose(self, reason: str) -> None:
+        """What was written may have been taken, and the answer be on its way: only what was not is sure."""
         if self._transport is not None:
             self._transport.abort()
         pending, self.pending = self.pending, deque()
-        for call in pending:  # it may have been taken, and the answer on its way: only a begun one is sure
+        written = len(pending) - len(self._out)
+        self._out.clear()
+        for place, call in enumerate(pending):
             if not call.begun.done():
-                call.fail(RpcUnreachableError(call.endpoint, reason, instance=call.where, delivered=True))
+                delivered = place < written
+                call.fail(RpcUnreachableError(call.endpoint, reason, instance=call.where, delivered=delivered))
 
     def pause_writing(self) -> None:
         self.full = True
@@ -321,6 +454,9 @@ class _Line(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._pool.drop(self)
         self._lose(f"the connection ended before the acknowledgement{f': {exc}' if exc else ''}")
         self._pool.go_on()
@@ -329,14 +465,25 @@ class _Line(asyncio.Protocol):
 class _Pool:
     """The connections to one server: one, and more while it acknowledges slowly, up to DYN_TCP_POOL_SIZE.
 
-    On each, DYN_TCP_CHANNEL_BUFFER requests may wait; what is more waits here, until its time-out.
+    On each, DYN_TCP_CHANNEL_BUFFER requests may wait; what is more waits here, until its time-out. forget: called when
+    nothing is left of it; servers come and go, and take another port each time.
     """
 
-    def __init__(self, settings: Settings, host: str, port: int) -> None:
-        self._settings, self._host, self._port = settings, host, port
+    def __init__(self, settings: Settings, host: str, port: int, forget: Callable[[_Pool], None]) -> None:
+        self._settings, self._host, self._port, self._forget = settings, host, port, forget
         self._lines: list[_Line] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: set[asyncio.Task[bool]] = set()
         self._waiting: deque[tuple[Call, bytes]] = deque()
+
+    @property
+    def lines(self) -> Iterable[_Line]:
+        """Those that stand."""
+        return self._lines
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Whose connections these are."""
+        return self._host, self._port
 
     def send(self, call: Call, frame: bytes) -> None:
         """Send a request, or have it wait for a place."""
@@ -360,7 +507,8 @@ class _Pool:
         return best
 
     def _may_open(self) -> bool:
-        return len(self._lines) + len(self._opening) < self._settings.tcp_pool_size and not self._opening
+        """One at a time, so that a server that comes back meets no storm."""
+        return not self._opening and len(self._lines) < self._settings.tcp_pool_size
 
     def go_on(self) -> None:
         """Send what waits, where there is a place by now."""
@@ -382,20 +530,31 @@ class _Pool:
             return
         task = asyncio.get_running_loop().create_task(self._connect())
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(self._opened)
 
-    async def _connect(self) -> None:
-        line, seconds = _Line(self), self._settings.tcp_connect_timeout_seconds
+    def _opened(self, task: asyncio.Task[bool]) -> None:
+        """Where others stand already, one that failed is tried again when they are heard of, and not at once."""
+        self._opening.discard(task)
+        if not task.cancelled() and (task.result() or not self._lines):
+            self.go_on()
+        self._leave()
+
+    async def _connect(self) -> bool:
+        seconds = self._settings.tcp_connect_timeout_seconds
+        line = _Line(self, self._settings.tcp_request_timeout_seconds)
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.get_running_loop().create_connection(lambda: line, self._host, self._port)
         except TimeoutError:
             self._fail(f"no connection in {seconds:g} s")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no look-up takes
             self._fail(f"no connection: {error}")
         else:
-            self._lines.append(line)
-            asyncio.get_running_loop().call_soon(self.go_on)
+            if line.usable:
+                self._lines.append(line)
+                return True
+            self._fail("the connection ended at once")
+        return False
 
     def _fail(self, reason: str) -> None:
         """Without any connection nothing that waits has a chance; with one it goes on."""
@@ -409,8 +568,13 @@ class _Pool:
         """A connection ended."""
         if line in self._lines:
             self._lines.remove(line)
+            self._leave()
 
-    def close(self) -> list[asyncio.Task[None]]:
+    def _leave(self) -> None:
+        if not (self._lines or self._opening or self._waiting):
+            self._forget(self)
+
+    def close(self) -> list[asyncio.Task[bool]]:
         """End all connections. Returns the tasks that are ending."""
         for task in self._opening:
             task.cancel()
@@ -458,12 +622,33 @@ class TcpClient(PlaneClient):
         headers = _encode_headers(target.path, traceparent) if target.headers else None
         self._pool(target).send(call, encode_request(TcpRequest(target.path, headers, payload)))
 
+    async def probe(self, instance: Instance) -> bool:
+        try:
+            target = read_target(instance.transport[1])
+        except ValueError:
+            return False
+        path = f"{target.path.rpartition('/')[0]}/{NOBODY}" if target.headers else NOBODY
+        headers = _encode_headers(path, "") if target.headers else None
+        message = encode_request(TcpRequest(path, headers, encode_two_part(b"", b"")))
+        return await answers(target.host, target.port, message, self.settings.tcp_connect_timeout_seconds)
+
     def _pool(self, target: _Target) -> _Pool:
         key = target.host, target.port
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool(self.settings, *key)
+            pool = self._pools[key] = _Pool(self.settings, *key, self._forget)
         return pool
+
+    def _forget(self, pool: _Pool) -> None:
+        if self._pools.get(pool.key) is pool:
+            del self._pools[pool.key]
+
+    def _open_files(self) -> Iterable[int]:
+        return descriptors([line.transport for pool in self._pools.values() for line in pool.lines])
+
+    def _go_on_in_child(self) -> None:
+        super()._go_on_in_child()
+        self._pools = {}
 
     async def _close(self) -> None:
         ending = [task for pool in self._pools.values() for task in pool.close()]

@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 __all__ = ["CURRENT", "call_span", "outgoing", "server_span", "trace_id", "valid"]
 
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
+#: W3C Trace Context, 2.2.2: version 00 ends with its flags; later ones may go on after a '-'. What stands there goes
+#: into headers of other protocols, so it is printable.
+TRACEPARENT = re.compile(
+    r"(?!ff)(?:00(?=.{53}\Z)|(?!00)[0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+    r"(?:-[\x21-\x7e]*)?"
+)
 #: What the handler that runs was called with.
 CURRENT: ContextVar[str] = ContextVar("rkmetrics_traceparent", default="")
 TRACER = "rkmetrics"
@@ -36,8 +41,9 @@ def trace_id(traceparent: str) -> str | None:
 
 
 def _otel() -> Any:
-    """The API of OpenTelemetry, where the program uses it."""
-    return sys.modules.get("opentelemetry.trace")
+    """The API of OpenTelemetry, where the program uses it; another thread may be about to load it."""
+    api = sys.modules.get("opentelemetry.trace")
+    return api if hasattr(api, "get_tracer") else None
 
 
 def outgoing(span: Any = None) -> str:
@@ -57,20 +63,35 @@ def call_span(endpoint: str, plane: str) -> Any:
     return api.get_tracer(TRACER).start_span(endpoint, parent, api.SpanKind.CLIENT, _attributes(endpoint, plane))
 
 
-@contextmanager
-def server_span(endpoint: str, plane: str, traceparent: str) -> Generator[None]:
+def server_span(endpoint: str, plane: str, traceparent: str) -> AbstractContextManager[None]:
     """A span of the handler that runs inside, continuing the caller's trace."""
-    mark = CURRENT.set(traceparent)
     api = _otel()
-    try:
-        if api is None:
-            yield
-            return
-        parent, kind = _parent(api, traceparent), api.SpanKind.SERVER
-        with api.get_tracer(TRACER).start_as_current_span(endpoint, parent, kind, _attributes(endpoint, plane)):
-            yield
-    finally:
-        CURRENT.reset(mark)
+    return _Passing(traceparent) if api is None else _span(api, endpoint, plane, traceparent)
+
+
+class _Passing(AbstractContextManager[None]):
+    """What the handler calls carries the trace, and that is all: each request comes by here."""
+
+    __slots__ = ("_mark", "_traceparent")
+
+    def __init__(self, traceparent: str) -> None:
+        self._traceparent = traceparent
+
+    def __enter__(self) -> None:
+        self._mark = CURRENT.set(self._traceparent)
+
+    def __exit__(self, *_: object) -> None:
+        CURRENT.reset(self._mark)
+
+
+@contextmanager
+def _span(api: Any, endpoint: str, plane: str, traceparent: str) -> Generator[None]:
+    parent, kind = _parent(api, traceparent), api.SpanKind.SERVER
+    with (
+        _Passing(traceparent),
+        api.get_tracer(TRACER).start_as_current_span(endpoint, parent, kind, _attributes(endpoint, plane)),
+    ):
+        yield
 
 
 def _attributes(endpoint: str, plane: str) -> dict[str, str]:

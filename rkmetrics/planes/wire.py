@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -215,15 +216,12 @@ class Envelope(msgspec.Struct, Generic[T], omit_defaults=True):
 
 ItemDecoder = Callable[[bytes], Envelope[Any]]
 _any_item: ItemDecoder = msgspec.json.Decoder(Envelope[Any]).decode
-_decoders: dict[Any, ItemDecoder] = {Any: _any_item}
 
 
+@lru_cache(maxsize=1_000)
 def item_decoder(type: Any) -> ItemDecoder:
-    """Return what decodes items whose data is of a type."""
-    found = _decoders.get(type)
-    if found is None:
-        found = _decoders[type] = msgspec.json.Decoder(Envelope[type]).decode
-    return found
+    """Return what decodes items whose data is of a type. Raises TypeError for one that JSON cannot be decoded into."""
+    return _any_item if type is Any else msgspec.json.Decoder(Envelope[type]).decode
 
 
 class _ErrorItem(msgspec.Struct):

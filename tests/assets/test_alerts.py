@@ -16,7 +16,16 @@ import pytest
 from rkmetrics.assets.base import Node, Scalar, trees
 from rkmetrics.assets.yaml_text import read_yaml
 
-FILES = ("discovery", "kv")
+FILES = ("actors", "discovery", "exporter", "kv", "planes", "runtime", "slo")
+# What these are about is no process and no actor: a job as a whole, or all of them.
+WHOLE = {
+    "RkMetricsAbsent": set[str](),
+    "RkMetricsAllTargetsDown": {"job"},
+    "RkMetricsNoNodeReady": {"job"},
+    "RkMetricsCatalogMismatch": {"job", "version", "catalog"},
+    "RkMetricsResponseBudgetBurnFast": {"job"},
+    "RkMetricsResponseBudgetBurnSlow": {"job"},
+}
 SECTIONS = ("What it means", "What users see", "What to look at first", "What to do")
 HEADING = re.compile(r"^## (RkMetrics\w+)$", re.MULTILINE)
 PROMTOOL = "promtool is not installed; apt-get install prometheus"
@@ -30,7 +39,7 @@ def promtool() -> str:
 
 
 def run(*command: str | Path) -> None:
-    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    out = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert out.returncode == 0, out.stdout + out.stderr
 
 
@@ -90,16 +99,19 @@ def test_each_alert_says_what_a_person_needs(file: str, root: Path) -> None:
         labels, annotations = inner(rule, "labels"), inner(rule, "annotations")
         assert name.startswith("RkMetrics")
         assert re.fullmatch(r"[1-9]\d*m", text(rule["for"])), name
-        assert labels.keys() == {"severity", "component"}, name
+        assert labels.keys() == {"severity", "component"} | ({"slo"} if file == "slo" else set()), name
         assert labels["severity"] in ("critical", "warning", "info"), name
         assert re.fullmatch(r"[A-Z][^{}]*\.", annotations["summary"]), (
             f"{name}: a sentence that is the same for a group"
         )
         assert annotations["description"].endswith("."), name
-        assert {"$labels.instance", "$labels.job"} <= set(re.findall(r"\$labels\.\w+", annotations["description"])), (
-            name
-        )
+        assert _says_whom(name, set(re.findall(r"\$labels\.(\w+)", annotations["description"]))), name
         assert (root / f"dashboards/{annotations['dashboard_uid'].removeprefix('rkmetrics-')}.json").is_file(), name
+
+
+def _says_whom(name: str, labels: set[str]) -> bool:
+    """Whether a description names its job, and the process or the actor that it is about."""
+    return labels == WHOLE[name] if name in WHOLE else "job" in labels and bool(labels & {"instance", "actor_name"})
 
 
 def test_each_alert_has_a_section_in_the_runbook_and_the_reverse(file: str, root: Path) -> None:
@@ -109,12 +121,31 @@ def test_each_alert_has_a_section_in_the_runbook_and_the_reverse(file: str, root
         assert inner(rule, "annotations")["runbook_url"] == f"docs/runbooks/{file}.md#{name.lower()}"
 
 
+def test_each_alert_is_on_the_page_of_all_alerts(file: str, root: Path) -> None:
+    page = (root / "docs/alerts.md").read_text()
+    rows = re.findall(rf"^\| \[(\w+)\]\(runbooks/{file}.md#(\w+)\) \| (\w+) \| (\w+) \| [^|]+ \|$", page, re.M)
+    assert rows == [
+        (name, name.lower(), inner(rule, "labels")["severity"], text(rule["for"]))
+        for name, rule in alerts(root, file).items()
+    ]
+
+
 def test_each_section_says_the_same_four_things(file: str, root: Path) -> None:
     for name, section in runbook(root, file).items():
         assert tuple(re.findall(r"^\*\*([^*]+)\.\*\*", section, re.MULTILINE)) == SECTIONS, name
+
+
+def test_panels_that_a_runbook_names_are_on_a_dashboard(file: str, root: Path) -> None:
+    page = (root / f"docs/runbooks/{file}.md").read_text()
+    titles = {text(each["title"]) for path in root.glob("dashboards/*.json") for each in mappings(path, "title")}
+    lists = re.findall(r"[Pp]anels? ((?:\*[^*]+\*(?:, | and )?)+)", page)
+    assert {title for each in lists for title in re.findall(r"\*([^*]+)\*", each)} <= titles
 
 
 def test_links_inside_a_runbook_lead_somewhere(file: str, root: Path) -> None:
     page = (root / f"docs/runbooks/{file}.md").read_text()
     anchors = {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in re.findall(r"^#+ (.*)$", page, re.M)}
     assert set(re.findall(r"\]\(#([^)]*)\)", page)) <= anchors
+    for other, anchor in re.findall(r"\]\(((?:\.\./)?\w+\.md)#([^)]*)\)", page):
+        titles = re.findall(r"^#+ (.*)$", (root / "docs/runbooks" / other).read_text(), re.M)
+        assert anchor in {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}, (other, anchor)

@@ -16,8 +16,8 @@ import pytest
 
 UIDS = {"backends": "rkmetrics-backends", "kv": "rkmetrics-kv"}  # links and bookmarks hold them: they stay
 VARIABLES = {"backends": ("job", "instance"), "kv": ("job", "instance", "actor_name")}
-KINDS = {"row", "stat", "gauge", "timeseries"}
-UNITS = {"short", "percentunit", "s", "cps", "bool_yes_no"}
+KINDS = {"row", "stat", "gauge", "timeseries", "state-timeline"}
+UNITS = {"short", "percentunit", "s", "cps", "reqps", "bool_yes_no"}
 WINDOW = re.compile(r"\[([^\]]*)\]")
 SELECTOR = re.compile(r"\brkmetrics_\w+(\{[^}]*\})?")
 
@@ -71,7 +71,7 @@ def test_its_variables_offer_all_and_follow_the_time_range(file: str, root: Path
 
 
 def test_it_has_some_panels_and_not_too_many(file: str, root: Path) -> None:
-    assert 8 <= len(panels(root, file)) <= 12
+    assert 8 <= len(panels(root, file)) <= 32
     assert {panel["type"] for panel in board(root, file)["panels"]} <= KINDS
 
 

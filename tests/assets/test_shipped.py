@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,21 @@ def test_the_checks_find_nothing(shipped: list[Document]) -> None:
 
 
 def test_no_mutant_of_their_queries_survives(shipped: list[Document]) -> None:
-    queries = sorted({query.scalar.value for each in shipped for query in each.queries if not query.variable})
-    changed = [mutant for query in queries for _, mutant in mutants(query)]
-    rules = "".join(f"- alert: A{i}\n  expr: |2-\n" + _indented(query) for i, query in enumerate(changed))
-    caught = {problem.place for problem in check_documents([*shipped, document("mutants", rules)])}
-    assert [query for i, query in enumerate(changed) if f"alert 'A{i}'" not in caught] == []
-
-
-def _indented(query: str) -> str:
-    return "".join(f"    {line}\n" for line in query.split("\n"))
+    """A mutant keeps its legend: buckets without `le` are nothing to a heatmap, and its legend says so."""
+    queries = sorted(
+        {
+            (query.scalar.value, query.legend.value if query.legend else "")
+            for each in shipped
+            for query in each.queries
+            if not query.variable
+        }
+    )
+    changed = [(mutant, legend) for query, legend in queries for _, mutant in mutants(query)]
+    panels = [
+        {"title": f"A{i}", "targets": [{"expr": mutant, "legendFormat": legend}]}
+        for i, (mutant, legend) in enumerate(changed)
+    ]
+    found = check_documents([*shipped, document("mutants", json.dumps({"panels": panels}))])
+    caught = {problem.place for problem in found}
+    assert [query for i, (query, _) in enumerate(changed) if f"panel 'A{i}'" not in caught] == []
+    assert len(changed) > len(queries)

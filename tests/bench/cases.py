@@ -12,6 +12,7 @@ from tests.bench import (
     kv_publish,
     memory,
     otlp,
+    planes,
     polling,
     scrape,
     serving,
@@ -21,6 +22,6 @@ from tests.bench.base import Case
 
 __all__ = ["CASES"]
 
-_MODULES = (updates, actors, scrape, serving, memory, importing, otlp, kv_publish, kv_index, polling, discovery)
+_MODULES = (updates, actors, scrape, serving, memory, importing, otlp, kv_publish, kv_index, polling, discovery, planes)
 
 CASES: Mapping[str, Case] = {case.name: case for module in _MODULES for case in module.CASES}

@@ -24,6 +24,7 @@ DISTRIBUTIONS = (
     "httpx2",
     "aiohttp",
     "uvloop",
+    "grpcio",
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.bench.base import Run, ratio
+from tests.bench.planes import GRPC, HTTPX, RAW
 from tests.bench.updates import EMPTY, OURS
 
 __all__ = ["PROMISES", "Promise", "Verdict"]
@@ -147,5 +148,8 @@ PROMISES = (
     Promise("age of what is known of them, p99", 6, _median("discovery staleness", f"{OURS}, p99"), unit="s"),
     Promise("memory of a checked backend", 16, _median("discovery memory", OURS), unit="KiB"),
     Promise("a registration", 150, _median("discovery registrations", "new"), unit="us"),
+    Promise("calls over tcp to grpc.aio's, 64 at once", 2, _ratio("rpc", OURS, GRPC), at_most=False),
+    Promise("the same to a raw asyncio echo with the same frames", 0.5, _ratio("rpc", OURS, RAW), at_most=False),
+    Promise("calls over http to httpx2's and uvicorn's", 1, _ratio("rpc", f"{OURS}, http", HTTPX), at_most=False),
     Promise("pure Python: text page to prometheus_client's", 1.0, _slower_than_prometheus(("pure text mix",))),
 )

@@ -17,6 +17,7 @@ HEAVY = {
     "http",
     "msgspec",
     "nats",
+    "h2",
     "multiprocessing",
     "opentelemetry",
     "prometheus_client",
@@ -82,7 +83,7 @@ sys.path.insert(0, {path!r})
 )
 def test_the_core_works_where_no_extra_is_installed(tmp_path: Path, code: str) -> None:
     extras = {"opentelemetry", "grpc", "zstandard", "uvicorn", "fastapi", "httpx2", "google", "requests"}
-    extras |= {"nats", "xxhash"}
+    extras |= {"nats", "xxhash", "h2"}
     script = BLOCK.format(names=extras, path=str(Path.cwd())) + code
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (out.returncode, out.stderr) == (0, "")

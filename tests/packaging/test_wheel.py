@@ -48,6 +48,15 @@ def test_it_holds_the_package_and_nothing_else(wheel: Path, root: Path) -> None:
     expected = {str(path.relative_to(root)) for path in root.glob("rkmetrics/**/*.py")}
     assert expected <= set(names)
     assert {"rkmetrics/py.typed", "rkmetrics/assets/rivetkit.json"} <= set(names)
+    pages = {str(path.relative_to(root)) for path in root.glob("rkmetrics/ui/pages/**/*") if path.is_file()}
+    shipped = {f"rkmetrics/shipped/{path.relative_to(root)}" for path in root.glob("dashboards/*.json")}
+    assert len(pages) > 20
+    assert len(shipped) >= 6
+    assert pages | shipped <= set(names)
+    shipped = {
+        f"{path.parent.name}/{path.name}" for path in (*root.glob("alerts/*.yaml"), *root.glob("dashboards/*.json"))
+    }
+    assert {name.removeprefix("rkmetrics/shipped/") for name in names if "/shipped/" in name} == shipped
     assert [name for name in names if name.endswith((".so", ".pyd"))] == []
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 

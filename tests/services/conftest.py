@@ -36,11 +36,18 @@ def program(name: str, package: str) -> str:
 class Prometheus:
     """A Prometheus that scrapes every 200 ms, and is asked over its HTTP API."""
 
-    def __init__(self, binary: str, folder: Path, targets: Mapping[str, Target], flags: tuple[str, ...]) -> None:
-        """targets: job to the URL of its one target, or to the rest of its configuration."""
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        targets: Mapping[str, Target],
+        flags: tuple[str, ...],
+        more: Mapping[str, Any],
+    ) -> None:
+        """targets: job to the URL of its one target, or to the rest of its configuration. more: other sections."""
         self.url = f"http://127.0.0.1:{free_port()}"
         config = folder / "prometheus.yml"
-        config.write_text(json.dumps(_config(targets)))  # JSON is YAML
+        config.write_text(json.dumps({**_config(targets), **more}))  # JSON is YAML
         self._log = (folder / "prometheus.log").open("w+")
         command = [
             binary,
@@ -90,7 +97,10 @@ def _config(targets: Mapping[str, Target]) -> dict[str, Any]:
     for job, found in targets.items():
         jobs.append({"job_name": job, **(_static(found) if isinstance(found, str) else found)})
     interval = {"scrape_interval": "200ms", "scrape_timeout": "200ms"}
-    return {"global": interval, "scrape_configs": [{**interval, **job} for job in jobs]}
+    return {
+        "global": {**interval, "evaluation_interval": "1s"},
+        "scrape_configs": [{**interval, **job} for job in jobs],
+    }
 
 
 def _static(url: str) -> dict[str, Any]:
@@ -100,12 +110,12 @@ def _static(url: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def start_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Prometheus]]:
-    """start(targets, *flags)."""
+    """start(targets, *flags, **sections)."""
     binary = program("prometheus", "prometheus")
     started: list[Prometheus] = []
 
-    def start(targets: Mapping[str, Target], *flags: str) -> Prometheus:
-        server = Prometheus(binary, tmp_path_factory.mktemp("prometheus"), targets, flags)
+    def start(targets: Mapping[str, Target], *flags: str, **more: Any) -> Prometheus:
+        server = Prometheus(binary, tmp_path_factory.mktemp("prometheus"), targets, flags, more)
         started.append(server)
         return server
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -104,6 +105,11 @@ class EtcdServer:
         with urlopen(request, timeout=10, context=context) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
+
+    def forget(self) -> None:
+        """Lose all data, while it is stopped."""
+        assert self._process is None
+        shutil.rmtree(self._folder / "data")
 
     def compact(self) -> None:
         """Throw away all history before now."""

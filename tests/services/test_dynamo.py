@@ -13,10 +13,8 @@ import os
 import random
 import re
 import socket
-import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -36,74 +34,20 @@ from tests.services.kv import (
     until,
 )
 from tests.services.nats_server import NatsServer, free_port
+from tests.services.real_dynamo import VARIABLE, Peer, missing, settles, tiny_model
 
 pytest.importorskip("nats", reason="the client of NATS is not installed: pip install 'rkmetrics[nats]'")
 pytest.importorskip("xxhash", reason="hashes of tokens: pip install 'rkmetrics[dynamo]'")
 
-VARIABLE = "RKMETRICS_DYNAMO_PYTHON"
-RELEASES = {"0.7": "0.7.1", "0.6": "0.6.0"}
 PEER = Path(__file__).with_name("dynamo_peer.py")
-# For bugs only: a peer is up within a second or two.
-PATIENCE_SECONDS = 60
 
-StartPeer = Callable[..., Coroutine[Any, Any, "Peer"]]
+StartPeer = Callable[..., Coroutine[Any, Any, Peer]]
 
 
 # --- the other side ---------------------------------------------------------------------------------------------------
 
 
-@cache
-def interpreters() -> dict[str, str]:
-    """Release, as "0.7", to the interpreter that has it. One that was named and has none fails the test."""
-    found: dict[str, str] = {}
-    for python in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        ask = "from importlib.metadata import version; print(version('ai-dynamo-runtime'))"
-        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60, check=True)
-        found[".".join(answer.stdout.split(".")[:2])] = python
-    return found
-
-
-def interpreter(release: str) -> str:
-    if release not in interpreters():
-        pytest.skip(missing(release))
-    return interpreters()[release]
-
-
-def missing(release: str) -> str:
-    install = f"python3 -m venv dynamo && dynamo/bin/pip install ai-dynamo-runtime=={RELEASES[release]}"
-    return f"no interpreter with Dynamo {release}: {install} && export {VARIABLE}=$PWD/dynamo/bin/python"
-
-
 pytestmark = pytest.mark.skipif(not os.environ.get(VARIABLE), reason=missing("0.7"))
-
-
-class Peer:
-    """A process of Dynamo; its commands are the methods of `dynamo_peer.Peer`."""
-
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
-        self._process, self._log = process, log
-
-    async def ask(self, do: str, **arguments: Any) -> Any:
-        reading, writing = self._process.stdout, self._process.stdin
-        assert reading is not None
-        assert writing is not None
-        writing.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            line = await reading.readline()
-        assert line, self._log.read_text()[-4000:]
-        answer = json.loads(line)
-        assert "error" not in answer, f"{do}: {answer['error']}\n{self._log.read_text()[-4000:]}"
-        return answer["ok"]
-
-    async def end(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            async with asyncio.timeout(10):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
 
 
 @pytest.fixture
@@ -112,22 +56,11 @@ async def peers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     started: list[Peer] = []
     nats: NatsServer = request.getfixturevalue("nats_server")
     etcd: EtcdServer = request.getfixturevalue("etcd_server")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DYN_", "PYTHON"))}
     servers = {"NATS_SERVER": nats.url, "ETCD_ENDPOINTS": etcd.url, "DYN_REQUEST_PLANE": "nats", "DYN_LOG": "info"}
 
     async def start(namespace: str | None = None, release: str = "0.7", **environment: str) -> Peer:
         log = tmp_path / f"dynamo{len(started)}.log"
-        with log.open("wb") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                interpreter(release),
-                str(PEER),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=stderr,
-                env=clean | servers | environment,
-                limit=1 << 24,
-            )
-        peer = Peer(process, log)
+        peer = await Peer.start(release, PEER, log, servers | environment)
         started.append(peer)
         if namespace is not None:
             await peer.ask("join", namespace=namespace)
@@ -135,17 +68,6 @@ async def peers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
     yield start
     await asyncio.gather(*(peer.end() for peer in started))
-
-
-async def settles(ask: Callable[[], Coroutine[Any, Any, Any]], expected: object) -> None:
-    """Ask until the answer is as expected."""
-    found: object = None
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while (found := await ask()) != expected:  # noqa: ASYNC110 - what another process keeps
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        assert found == expected
 
 
 async def stream_of(server: NatsServer, registry: rk.Registry) -> dict[str, Any]:
@@ -182,26 +104,6 @@ async def test_blocks_have_the_hashes_that_dynamo_gives_them(peers: StartPeer) -
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
-
-
-def tiny_model(folder: Path) -> Path:
-    """A model that has a card and no weights."""
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2}
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "max_position_embeddings": 128, "vocab_size": 5}
-    layers = {"num_attention_heads": 1, "num_hidden_layers": 1, "num_key_value_heads": 1}
-    words = {"type": "WordLevel", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}, "unk_token": "<unk>"}
-    nothing = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
-    tokenizer: dict[str, Any] = {
-        "version": "1.0",
-        **nothing,
-        "added_tokens": [],
-        "pre_tokenizer": {"type": "Whitespace"},
-    }
-    names = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages[0].content }}"}
-    (folder / "config.json").write_text(json.dumps(config | sizes | layers))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"model": words}))
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    return folder
 
 
 def completion(port: int) -> int:

@@ -41,8 +41,8 @@ from rkmetrics.kv.events import (
     stream_name,
 )
 from rkmetrics.kv.nats.jetstream import JetStreamTrouble, Troubles, decode_answer, ensure_stream
-from rkmetrics.nats_link import listen
 from rkmetrics.kv.nats.thread import Doorbell
+from rkmetrics.nats_link import flush, listen
 from rkmetrics.retry import Backoff, StateLog
 
 if TYPE_CHECKING:
@@ -414,7 +414,7 @@ class LocalEvents:
                 if len(entry.payload) > nc.max_payload:
                     self._queue.replace(entry)
                 await nc.publish(self._subject, entry.payload)
-            await nc.flush(timeout=3600)  # a silent server is the link's to notice
+            await flush(nc)  # a silent server is the link's to notice
             for entry in entries:
                 entry.place = entry.number
             self._queue.settle()

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from rkmetrics.catalogue.kv import KvPublishing, MessageOutcome, ReportSource
 from rkmetrics.errors import PayloadError
 from rkmetrics.kv.base import KvReport, KvUpdate, WorkerKey
-from rkmetrics.nats_link import listen, publish_all
 from rkmetrics.kv.nats.thread import Doorbell
 from rkmetrics.kv.wire import ENCODERS, decode_metrics, metrics_subject
+from rkmetrics.nats_link import listen, publish_all
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
