@@ -22,6 +22,7 @@ from rkmetrics.errors import MissingExtraError, RpcRefusedError, ServeError
 from rkmetrics.planes.base import Instance, Refusal
 from rkmetrics.planes.callhome import keep_alive
 from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient, answers
+from rkmetrics.planes.fork import descriptors
 from rkmetrics.planes.http1 import Http1
 from rkmetrics.planes.http_base import Patience, Reply, Request, Speaker
 from rkmetrics.planes.http_pool import (
@@ -245,6 +246,9 @@ class HttpServer(PlaneServer):
         bound, port = self._server.sockets[0].getsockname()[:2]
         self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
 
+    def _open_files(self) -> Iterable[int]:
+        return descriptors([self._server, *(caller._transport for caller in self._callers)])
+
     def _drain(self) -> None:
         self._server.close()
         for caller in list(self._callers):
@@ -393,6 +397,10 @@ class HttpClient(PlaneClient):
                 self._pools = {key: pool for key, pool in self._pools.items() if not pool.unused}
             pool = self._pools[key] = Pool(self.settings, *key, self._line, self._most)
         return pool
+
+    def _go_on_in_child(self) -> None:
+        super()._go_on_in_child()
+        self._pools = {}
 
     async def _close(self) -> None:
         ending = [task for pool in self._pools.values() for task in pool.close()]

@@ -305,12 +305,18 @@ class PlaneServer(RequestPlaneServer):
         return not others
 
     async def _cut_off(self) -> None:
+        """Those whose handler has not begun yet still tell their callers so, as far as these are reached in time."""
         self._cut = True
         others = self._others()
-        for task in others:
+        for task in others & self._answers.keys():
             task.cancel()
         if others:
             await asyncio.wait(others, timeout=ENDED_SECONDS)
+        unreached = self._others() - self._answers.keys()
+        for task in unreached:
+            task.cancel()
+        if unreached:
+            await asyncio.wait(unreached, timeout=ENDED_SECONDS)
 
     def _open_files(self) -> Iterable[int]:
         """The descriptors that a plane has open beside the way home, for a forked child to let go."""
@@ -429,7 +435,12 @@ class PlaneServer(RequestPlaneServer):
         except asyncio.CancelledError:
             outcome = ServeOutcome.CUT_OFF
         else:
-            outcome, error = await self._answer(endpoint, answer, header, request)
+            if self._cut:
+                outcome, error = ServeOutcome.CUT_OFF, "the server stops"
+                answer.begin(header, lambda _: None, Refusal.DRAINING.text)
+                answer.end(final=False)
+            else:
+                outcome, error = await self._answer(endpoint, answer, header, request)
             sent = answer.sent_bytes
         seconds = time.perf_counter() - began
         endpoint.outcomes[outcome].inc()

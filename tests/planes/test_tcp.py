@@ -720,6 +720,44 @@ async def test_what_does_not_end_in_time_is_cut_off_and_its_caller_hears_of_it()
         assert serving.counts.in_flight == (0, 0)
 
 
+async def test_a_request_whose_handler_has_not_begun_is_not_lost_without_a_word() -> None:
+    """It was acknowledged: its caller would wait for all of its time-out, and could have asked somebody else."""
+    async with Serving() as serving, serving.client() as client:
+        connect, reached = serving.server.homes._connect, asyncio.Event()
+
+        async def slowly(answer: callhome.Answer) -> None:
+            await reached.wait()
+            await connect(answer)
+
+        serving.server.homes._connect = slowly  # type: ignore[method-assign]
+        calls = [asyncio.ensure_future(client.call(serving["echo"], {})) for _ in range(3)]
+        await until(lambda: len(serving.server._tasks) == 3)
+        stopping = asyncio.ensure_future(serving.server.stop(0))
+        await until(lambda: serving.server._cut)
+        reached.set()
+        for call in calls:
+            with pytest.raises(RpcRefusedError, match="Draining") as error:
+                await call
+            assert not error.value.delivered
+        assert not await stopping
+        assert (serving.counts.served, serving.handlers.begun) == ({"cut_off": 3}, 0)
+
+
+async def test_stopping_does_not_wait_for_callers_that_are_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ENDED_SECONDS", 0.1)
+    async with Serving() as found, awaiting(found.server.address) as caller:
+
+        async def never(_: callhome.Answer) -> None:
+            await asyncio.Event().wait()
+
+        found.server.homes._connect = never  # type: ignore[method-assign]
+        caller.send(PATH, caller.payload(), b"{}")
+        await until(lambda: found.server._tasks)
+        assert not await found.server.stop(0)
+        assert not found.server._tasks
+        assert found.counts.served == {"cut_off": 1}
+
+
 @pytest.mark.parametrize("name", ["stubborn", "deaf", "turns"])
 async def test_a_handler_that_ignores_the_end_does_not_keep_the_server(
     name: str, monkeypatch: pytest.MonkeyPatch

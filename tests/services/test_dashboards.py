@@ -235,9 +235,9 @@ def test_a_panel_that_is_empty_where_nothing_happens_says_so(file: str, idle: Pr
     assert unsaid == []
 
 
-def counted(prometheus: Prometheus, title: str) -> list[float]:
-    """The answers to a panel of the fleet."""
-    (panel,) = (panel for panel in panels("fleet") if panel["title"] == title)
+def counted(prometheus: Prometheus, title: str, file: str = "fleet") -> list[float]:
+    """The answers to a panel."""
+    (panel,) = (panel for panel in panels(file) if panel["title"] == title)
     return [number for target in panel["targets"] for number in values(prometheus, filled(target["expr"]))]
 
 
@@ -252,8 +252,10 @@ def test_the_dead_are_counted_and_strangers_are_not(start_prometheus: Callable[.
             prometheus.wait(lambda: len(values(prometheus, "up == 1")) == 2)
             prometheus.wait(lambda: counted(prometheus, "Targets up") == [1])
             assert counted(prometheus, "Targets down") == [0]
+            assert counted(prometheus, "Backends with traffic", "backends") == [0]
         prometheus.wait(lambda: counted(prometheus, "Targets down") == [1])
         assert counted(prometheus, "Targets up") == [0]
+        assert counted(prometheus, "Backends with traffic", "backends") == []  # and not what it was
         assert values(prometheus, "sum(up)") == [1]
     finally:
         server.shutdown()

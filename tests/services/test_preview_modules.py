@@ -296,3 +296,25 @@ def test_thresholds_and_mappings(value: float | None, text: str, colour: str | N
     found = call(page, "fields", "display", {"thresholds": STEPS, "mappings": MAPPINGS}, value)
     assert found["text"] == text
     assert colour in (None, found["colour"])
+
+
+@pytest.mark.parametrize(
+    ("legend", "names"),
+    [
+        ({"calcs": ["lastNotNull"], "sortBy": "Last *", "sortDesc": True}, ["b", "a", "d", "c"]),
+        ({"calcs": ["lastNotNull"], "sortBy": "Last *"}, ["d", "a", "b", "c"]),
+        ({"calcs": ["max"], "sortBy": "Max", "sortDesc": True}, ["d", "b", "a", "c"]),
+        ({"sortBy": "Name", "sortDesc": True}, ["d", "c", "b", "a"]),
+        ({"calcs": ["max"], "sortBy": "Last *"}, ["a", "b", "c", "d"]),  # no such column
+        ({"calcs": ["max"]}, ["a", "b", "c", "d"]),
+    ],
+)
+def test_legends_stand_in_the_order_that_is_asked_for(legend: dict[str, Any], names: list[str], page: Page) -> None:
+    entries = [
+        {"name": "a", "values": [1, 2]},
+        {"name": "b", "values": [0, 5, None]},
+        {"name": "c", "values": [None]},  # without a number: last, in either direction
+        {"name": "d", "values": [9, 0]},
+    ]
+    found = call(page, "panels/legend", "ordered", legend, entries)
+    assert [each["name"] for each in found] == names

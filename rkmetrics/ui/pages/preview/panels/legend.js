@@ -4,6 +4,22 @@ import { h } from "../dom.js";
 import { display } from "../fields.js";
 import { CALCULATIONS, reduce } from "../frames.js";
 
+/** The entries in the order that the panel asks for; Grafana names the column by its heading, "Last *". */
+export function ordered({ calcs = [], sortBy, sortDesc = false }, entries) {
+  const by = calcs.find((each) => (CALCULATIONS[each]?.label ?? each) === sortBy);
+  if (!by && sortBy !== "Name") return entries;
+  const key = ({ name, values }) => (by ? reduce(by, values) : name);
+  const least = (value) => value === null || value === undefined || Number.isNaN(value);
+  const compare = (a, b) => {
+    if (least(a.key) || least(b.key)) return Number(least(a.key)) - Number(least(b.key)); // what has no number is last
+    return (a.key < b.key ? -1 : Number(a.key > b.key)) * (sortDesc ? -1 : 1);
+  };
+  return entries
+    .map((entry) => ({ entry, key: key(entry) }))
+    .sort(compare)
+    .map(({ entry }) => entry);
+}
+
 /**
  * @param {{name: string, colour: string, config: object, values: (number|null)[]}[]} entries
  * @param {Set<string>} off names that are hidden
@@ -12,7 +28,10 @@ import { CALCULATIONS, reduce } from "../frames.js";
 export function legend(options, entries, off, toggle) {
   const { showLegend = true, displayMode = "list", placement = "bottom", calcs = [] } = options ?? {};
   if (!showLegend || displayMode === "hidden") return null;
-  const shown = entries.filter(({ config }) => !config.custom?.hideFrom?.legend);
+  const shown = ordered(
+    options ?? {},
+    entries.filter(({ config }) => !config.custom?.hideFrom?.legend),
+  );
   const button = ({ name, colour }) =>
     h(
       "button",
