@@ -747,7 +747,7 @@ async def test_stopping_does_not_wait_for_callers_that_are_not_reached(monkeypat
     monkeypatch.setattr(serving, "ENDED_SECONDS", 0.1)
     async with Serving() as found, awaiting(found.server.address) as caller:
 
-        async def never(_: callhome.Answer) -> None:
+        async def never(answer: callhome.Answer) -> None:
             await asyncio.Event().wait()
 
         found.server.homes._connect = never  # type: ignore[method-assign]

@@ -215,7 +215,7 @@ class Peer:
             http_host="127.0.0.1",
             http_port=port,
             router_config=llm.RouterConfig(llm.RouterMode.RoundRobin),
-            custom_backend_metrics_endpoint=f"{self._namespace}.{polls}",
+            custom_backend_metrics_endpoint=polls,
             custom_backend_metrics_polling_interval=seconds,
         )
         engine = await llm.make_engine(self._runtime, arguments)

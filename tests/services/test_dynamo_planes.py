@@ -23,7 +23,6 @@ import pytest_asyncio
 import rkmetrics as rk
 from rkmetrics.errors import RpcClosedError, RpcError, RpcRefusedError, RpcUnreachableError
 from rkmetrics.etcd.client import Etcd
-from rkmetrics.kv.page import load_metrics, runtime_stats
 from rkmetrics.kv.plane import KvPlane
 from rkmetrics.planes import client_class, server_class
 from rkmetrics.planes.base import EndpointName, Instance
@@ -143,22 +142,26 @@ class Ours:
     async def serve(
         self,
         registry: rk.Registry | None = None,
-        handlers: dict[str, Any] | None = None,
+        serves: Callable[[PlaneServer, str], None] | None = None,
         component: str = "",
         **options: Any,
     ) -> PlaneServer:
-        """Serve, and return once a real client sees it. handlers: by default all of Handlers."""
+        """Serve, and return once a real client sees it. serves: what adds the endpoints, by default all of Handlers."""
         registry, lister, component = registry or self.registry(), EtcdLister(self.etcd), component or self.component
         id = KvPlane.of(registry).worker_id
         server = server_class(self.plane)(registry, instance_id=id, lister=lister, **options)
-        for name, handler in (handlers or {name: getattr(self.handlers, name) for name in NAMES}).items():
-            server.endpoint(f"{component}.{name}", handler)
+        (serves or self._serve_handlers)(server, component)
         await server.start()
         self._closers.append(server.stop)
         await until(lambda: lister.listed)
         for served in server.endpoints:
-            await self.seen_by_theirs(served, server.instance_id)
+            if served.namespace == self.theirs.namespace:
+                await self.seen_by_theirs(served, server.instance_id)
         return server
+
+    def _serve_handlers(self, server: PlaneServer, component: str) -> None:
+        for name in NAMES:
+            server.endpoint(f"{component}.{name}", getattr(self.handlers, name))
 
     async def seen_by_theirs(self, name: EndpointName, instance_id: int) -> None:
         async def sees() -> bool:
@@ -501,16 +504,9 @@ async def test_we_continue_the_trace_of_their_client(ours: Ours) -> None:
 async def test_their_client_calls_load_metrics(ours: Ours) -> None:
     """As it was an endpoint of theirs up to 0.6.0: the body is null, and the answer is one item."""
     registry = ours.registry()
-    plane = KvPlane.of(registry)
-
-    async def handler(request: object) -> AsyncIterator[Any]:
-        import msgspec
-
-        yield msgspec.Raw(load_metrics(plane.latest) or b"null")
-
     with rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=5) as publisher:
         publisher.publish(metrics(321, waiting=3))
-        await ours.serve(registry, {"load_metrics": handler})
+        await ours.serve(registry, rk.rpc.serve_kv)
         found = await ours.called("load_metrics", None)
     assert found["error"] is None
     (item,) = found["items"]
@@ -644,26 +640,22 @@ def gauges(port: int) -> dict[str, float]:
     except (URLError, ConnectionError):
         return {}
     found = re.findall(r"^dynamo_component_(\w+) (\S+)$", text, re.MULTILINE)
-    return {name: float(value) for name, value in found if name.startswith(("kv_", "gpu_", "request_", "num_", "our_"))}
+    return {name: float(value) for name, value in found if name.startswith(("kv_", "gpu_", "request_", "num_"))}
 
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 async def test_a_frontend_polls_our_runtime_stats(
     run: Run, etcd_server: EtcdServer, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    """At the endpoint that it polls where nobody names another."""
     frontend, port = await started(run, request, tmp_path), free_port()
     ours = Ours(frontend, etcd_server, request.getfixturevalue("nats_server") if run.plane == "nats" else None)
     registry = ours.registry()
-    latest = KvPlane.of(registry).latest
-
-    async def handler(polled: object) -> AsyncIterator[str]:
-        yield runtime_stats(latest, "rkmetrics", gauges={"our_own": 1.5})
-
     try:
         with rk.kv.WorkerMetricsPublisher(registry, actor_name="llm", worker_id=5) as publisher:
             publisher.publish(metrics(100, waiting=3))
-            await ours.serve(registry, {"runtime_stats": handler})
-            await frontend.peer.ask("frontend", port=port, polls=f"{ours.component}.runtime_stats", seconds=0.2)
+            await ours.serve(registry, rk.rpc.serve_kv)
+            await frontend.peer.ask("frontend", port=port, polls="nim.backend.runtime_stats", seconds=0.2)
             for active in (100, 250):
                 publisher.publish(metrics(active, waiting=3))
                 expected = {
@@ -674,7 +666,6 @@ async def test_a_frontend_polls_our_runtime_stats(
                     "request_active_slots": 2.0,
                     "request_total_slots": 64.0,
                     "num_requests_waiting": 3.0,
-                    "our_own": 1.5,
                 }
                 await settles(lambda: asyncio.to_thread(gauges, port), expected)
     finally:
