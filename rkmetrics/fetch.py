@@ -147,6 +147,11 @@ class Connection(asyncio.Protocol):
         """Whether a request can be sent."""
         return self._transport is not None and not self._busy and not self._transport.is_closing()
 
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """What it stands on, while it does."""
+        return self._transport
+
     def send(self, request: bytes) -> None:
         """Send a request; `usable` says whether it may be."""
         assert self._transport is not None

@@ -108,7 +108,7 @@ class _Numbers:
 
     def next(self) -> int:
         mine = self._plane.worker_id
-        taken = any(each.instance_id == mine for each in self._servers)
+        taken = any(each.is_mine(f"{mine:x}") for each in self._servers)  # also of one that was renumbered
         return random.SystemRandom().getrandbits(63) if taken else mine
 
     def add(self, made: PlaneServer) -> None:
@@ -153,7 +153,7 @@ class _Statistics(Lister):
     not."""
 
     def __init__(self, registry: Registry, lister: Lister) -> None:
-        self._plane, self._lister = KvPlane.of(registry), lister
+        self._plane, self._lister, self.heard_seconds = KvPlane.of(registry), lister, lister.heard_seconds
         self._server: PlaneServer | None = None
         self._endpoints: dict[tuple[EndpointName, int], ServiceEndpoint | None] = {}
 

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from rkmetrics.planes.callhome import refuse
+
 __all__ = ["BEHAVIOURS", "Behave", "Peer", "answering", "response", "serving", "until"]
 
 Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -66,7 +68,7 @@ async def serving(behave: Behave, **options: Any) -> AsyncIterator[Peer]:
     try:
         yield peer
     finally:
-        server.close()
+        await refuse(server)  # what is being accepted is ended by `cut` as well
         await peer.cut()
         await asyncio.sleep(0)
 

@@ -476,6 +476,7 @@ class PlaneClient(RequestPlaneClient):
 
     async def close(self) -> None:
         async with self._turn:
+            self._same_loop()
             self._closed = True
             if self._started:
                 self._started = False
@@ -528,9 +529,12 @@ class PlaneClient(RequestPlaneClient):
         if self._closed:
             reason = "the client was closed; start() opens it again"
             raise RpcUnreachableError(".".join(instance[:3]), reason, instance=instance.transport[1])
-        if self._started:
-            raise RuntimeError(f"{self.mode} plane: the client was started in another event loop; close it there")
+        self._same_loop()
         await self.start()
+
+    def _same_loop(self) -> None:
+        if self._started and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"{self.mode} plane: the client was started in another event loop; close it there")
 
     def _open_files(self) -> Iterable[int]:
         """The descriptors that a plane has open beside the way home, for a forked child to let go."""
@@ -572,7 +576,7 @@ async def answers(host: str, port: int, message: bytes, timeout_seconds: float) 
             writer.write(message)
             with suppress(ConnectionError):
                 await reader.read(1)
-    except (OSError, TimeoutError):
+    except (OSError, TimeoutError, ValueError):  # ValueError: a name that no look-up takes
         return False
     finally:
         if writer is not None:

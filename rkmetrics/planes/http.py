@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, cast
 
 from rkmetrics.addresses import WILDCARDS, advertised
 from rkmetrics.catalogue.planes import IntakeRefusal, Plane
-from rkmetrics.errors import MissingExtraError, RpcRefusedError, ServeError
+from rkmetrics.errors import BackendError, MissingExtraError, RpcRefusedError, ServeError
 from rkmetrics.planes.base import Instance, Refusal
-from rkmetrics.planes.callhome import keep_alive
+from rkmetrics.planes.callhome import keep_alive, refuse
 from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient, answers
 from rkmetrics.planes.fork import descriptors
 from rkmetrics.planes.http1 import Http1
@@ -205,7 +205,7 @@ class _Caller(asyncio.Protocol):
 #: What a client reads, where http says it otherwise than the other planes.
 TEXTS = {Refusal.UNKNOWN_ENDPOINT: Reply(404, "Endpoint not found")}
 REPLIES = {each: TEXTS.get(each) or Reply(each.status, each.text) for each in Refusal}
-ACCEPTED = Reply(202)
+ACCEPTED, NO_POST = Reply(202), Reply(405, "Endpoints take POST")
 #: Statuses for what is no request, and what it is counted as, where that is not MALFORMED.
 UNREADABLE = {413: Refusal.TOO_LARGE, 431: Refusal.TOO_LARGE, 503: Refusal.BUSY}
 
@@ -238,24 +238,28 @@ class HttpServer(PlaneServer):
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: _Caller(self), "" if host == "*" else host, port, backlog=1_024
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no look-up takes
             raise ServeError(
                 f"the http plane cannot listen at {host}:{port}: {error}; set DYN_HTTP_RPC_HOST and DYN_HTTP_RPC_PORT "
                 "(0 takes a free port)"
             ) from error
         bound, port = self._server.sockets[0].getsockname()[:2]
-        self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
+        try:
+            self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
+        except BackendError:
+            self._server.close()
+            raise
 
     def _open_files(self) -> Iterable[int]:
         return descriptors([self._server, *(caller._transport for caller in self._callers)])
 
     def _drain(self) -> None:
-        self._server.close()
+        self._refusing = asyncio.create_task(refuse(self._server))
         for caller in list(self._callers):
             caller.drain()
 
     async def _close(self) -> None:
-        self._server.close()
+        await refuse(self._server)
         for caller in list(self._callers):
             caller.close()
         await self._server.wait_closed()
@@ -278,8 +282,9 @@ class HttpServer(PlaneServer):
         if not request.path.startswith(prefix):
             return REPLIES[self.refuse(Refusal.UNKNOWN_ENDPOINT)]
         if request.method != "POST":
-            self.refuse(Refusal.MALFORMED, "a request that is no POST")
-            return Reply(405, "Endpoints take POST")
+            if request.method != "OPTIONS" or request.origin:  # else a probe: that it is answered is all
+                self.refuse(Refusal.MALFORMED, "a request that is no POST")
+            return NO_POST
         if request.origin:
             self.note(IntakeRefusal.FORBIDDEN, "a page in a browser sent it (it has an Origin)")
             return Reply(403, "Pages in a browser may not call endpoints")
@@ -376,7 +381,7 @@ class HttpClient(PlaneClient):
             lose(call, str(error), delivered=False)
             return
         if len(payload) > self.settings.tcp_max_message_size_bytes:
-            reason = f"the request has {len(payload)} bytes (DYN_TCP_MAX_MESSAGE_SIZE)"
+            reason = f"{Refusal.TOO_LARGE.text}: it has {len(payload)} bytes (DYN_TCP_MAX_MESSAGE_SIZE)"
             call.fail(RpcRefusedError(call.endpoint, reason, instance=call.where))
             return
         self._pool(target).send(Job(call, target, payload, traceparent))
@@ -386,7 +391,7 @@ class HttpClient(PlaneClient):
             target = read_target(instance.transport[1])
         except ValueError:
             return False
-        message = f"GET {target.path} HTTP/1.1\r\nhost: {target.authority}\r\nconnection: close\r\n\r\n".encode()
+        message = f"OPTIONS {target.path} HTTP/1.1\r\nhost: {target.authority}\r\nconnection: close\r\n\r\n".encode()
         return await answers(target.host, target.port, message, self.settings.http_request_timeout_seconds)
 
     def _pool(self, target: Target) -> Pool:
@@ -397,6 +402,9 @@ class HttpClient(PlaneClient):
                 self._pools = {key: pool for key, pool in self._pools.items() if not pool.unused}
             pool = self._pools[key] = Pool(self.settings, *key, self._line, self._most)
         return pool
+
+    def _open_files(self) -> Iterable[int]:
+        return descriptors([line.transport for pool in self._pools.values() for line in pool.lines])
 
     def _go_on_in_child(self) -> None:
         super()._go_on_in_child()

@@ -11,6 +11,7 @@ import asyncio
 import re
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -30,6 +31,10 @@ CONNECT_SECONDS = 3.0
 #: Connections to one host at once over HTTP/1.1; requests beyond it wait, within their time.
 HOST_CONNECTIONS = 256
 URL = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})(/[\x21-\x7e]*)", re.ASCII)
+
+
+#: What a proxy says that had no answer, or none that it understood: its server may have taken the request.
+GATEWAY = (502, 504)
 
 
 class Target(NamedTuple):
@@ -65,7 +70,11 @@ def _settle(call: Call, status: int, body: bytes) -> None:
         call.acknowledged()
         return
     text = "".join(each if each.isprintable() else " " for each in body[:2_000].decode("utf-8", "replace")).strip()
-    call.fail(RpcRefusedError(call.endpoint, f"{text or 'refused'} (status {status})", instance=call.where))
+    reason = f"{text or 'refused'} (status {status})"
+    if status in GATEWAY:
+        lose(call, reason, delivered=True)
+    else:
+        call.fail(RpcRefusedError(call.endpoint, reason, instance=call.where))
 
 
 def lose(call: Call, reason: str, *, delivered: bool) -> None:
@@ -95,6 +104,11 @@ class Line(ABC):
     @abstractmethod
     def usable(self) -> bool:
         """Whether the connection stands."""
+
+    @property
+    @abstractmethod
+    def transport(self) -> asyncio.Transport | None:
+        """What it stands on, while it does."""
 
     @abstractmethod
     def protocol(self) -> asyncio.Protocol:
@@ -132,6 +146,10 @@ class Http1Line(Line):
     @property
     def busy(self) -> bool:
         return self._call is not None
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._connection.transport
 
     def protocol(self) -> asyncio.Protocol:
         return self._connection
@@ -186,6 +204,10 @@ class Http2Line(Line, asyncio.Protocol):
     @property
     def busy(self) -> bool:
         return bool(self._calls)
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        return self._transport
 
     def protocol(self) -> asyncio.Protocol:
         return self
@@ -363,7 +385,7 @@ class Pool:
                 await self._loop.create_connection(line.protocol, self._host, self._port)
         except TimeoutError:
             self._fail(f"no connection in {seconds:g} s")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no look-up takes
             self._fail(f"no connection: {error}")
         else:
             self._lines.add(line)
@@ -414,6 +436,11 @@ class Pool:
             self._end(line, "the client was closed")
         self._fail("the client was closed")
         return list(self._opening)
+
+    @property
+    def lines(self) -> Iterable[Line]:
+        """Those that stand."""
+        return [*self._lines, *self._leaving]
 
     @property
     def unused(self) -> bool:

@@ -40,6 +40,7 @@ __all__ = [
     "Speaking",
     "StaticInstances",
     "Told",
+    "keep_following",
     "labels_of",
     "place_of",
     "stable_id",
@@ -65,6 +66,19 @@ def place_of(kind: str, address: str, endpoint: EndpointName, instance_id: int, 
         "nats_tcp": f"{endpoint.namespace}_{endpoint.component}.{endpoint.endpoint}-{instance_id:x}",
         "memory": f"{instance_id:x}/{endpoint.endpoint}",
     }[kind]
+
+
+async def keep_following(source: InstanceSource, endpoint: EndpointName, listener: InstanceListener) -> None:
+    """Follow a source; a bug in it leaves nobody deaf, and is said in full once."""
+    backoff, last = Backoff(), ""
+    while True:
+        try:
+            await source.follow(endpoint, listener)
+        except Exception as error:
+            level, last = logging.DEBUG if repr(error) == last else logging.ERROR, repr(error)
+            told = "the source of %s failed; what is known stays, and it begins again"
+            log.log(level, told, endpoint, exc_info=True)
+        await asyncio.sleep(backoff.next())
 
 
 class Speaking:
@@ -179,7 +193,7 @@ class EtcdInstances(InstanceSource):
         self.malformed = 0
 
     async def follow(self, endpoint: EndpointName, listener: InstanceListener) -> None:
-        keys = _Keys(listener, self._count)
+        keys = _Keys(endpoint, listener, self._count)
         prefix = f"{INSTANCES}{endpoint.namespace}/{endpoint.component}/{endpoint.endpoint}/"
         watcher = EtcdWatcher(self._client, prefix, keys, metrics=self._metrics, look_seconds=self._look_seconds)
         await watcher.run()
@@ -188,29 +202,52 @@ class EtcdInstances(InstanceSource):
         self.malformed += 1
 
 
+#: Of a place; longer than any that a plane can call. Bad keys that each have their own line; of one, so much is shown.
+PLACE_CHARACTERS, BAD_SAID, SHOWN_CHARACTERS = 2_000, 100, 200
+
+
+def _usable(instance: Instance, endpoint: EndpointName, value: bytes) -> Instance:
+    """Return an instance as it is. Raises PayloadError for one of another endpoint, as names with a '/' can make it
+    out to be here, and for a place that is none: it goes into logs and errors."""
+    if instance[:3] != endpoint:
+        raise PayloadError("a Dynamo instance", value, f"it is of another endpoint than {endpoint}")
+    kind, place = instance.transport
+    if len(place) > PLACE_CHARACTERS or len(kind) > PLACE_CHARACTERS or not (kind + place).isprintable():
+        raise PayloadError("a Dynamo instance", value, "its place is too long, or has characters that are none of one")
+    return instance
+
+
 class _Keys:
     """What a watcher tells of keys, told as instances: once for all that came together."""
 
-    def __init__(self, listener: InstanceListener, malformed: Callable[[], None]) -> None:
-        self._listener, self._malformed = listener, malformed
+    def __init__(self, endpoint: EndpointName, listener: InstanceListener, malformed: Callable[[], None]) -> None:
+        self._endpoint, self._listener, self._malformed = endpoint, listener, malformed
         self._loop = asyncio.get_running_loop()
         self._found: dict[str, Instance] = {}
         self._bad: dict[str, StateLog] = {}
+        self._more = StateLog(log)  # of bad ones beyond BAD_SAID
         self._listed = self._told = False
 
     def on_put(self, key: str, value: bytes) -> None:
         """A key is there, or has another value."""
         try:
-            instance = Instance.decode(key, value)
+            instance = _usable(Instance.decode(key, value), self._endpoint, value)
         except PayloadError as error:
             self._malformed()
-            said = self._bad.setdefault(key, StateLog(log)) if len(self._bad) < 1_000 else StateLog(log)
-            said.note(str(error), logging.WARNING, "etcd: %r is no instance and is passed over: %s", key, error)
+            said, shown = self._said_of(key), key[:SHOWN_CHARACTERS]
+            told = "etcd: %r is no instance and is passed over: %s"
+            said.note(f"{shown}: {error}", logging.WARNING, told, shown, error)
             self._found.pop(key, None)
         else:
             self._bad.pop(key, None)
             self._found[key] = instance
         self._soon()
+
+    def _said_of(self, key: str) -> StateLog:
+        """What was said of a bad key; of many, a few lines in a while."""
+        if key not in self._bad and len(self._bad) >= BAD_SAID:
+            return self._more
+        return self._bad.setdefault(key, StateLog(log))
 
     def on_delete(self, key: str) -> None:
         """A key is gone."""

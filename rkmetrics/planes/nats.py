@@ -388,8 +388,8 @@ class _Voice(_Wire):
             return
         if size > nc.max_payload:
             reason = (
-                f"the request has {size} bytes, and this NATS server takes {nc.max_payload} of a message; raise its "
-                "max_payload, or use another request plane"
+                f"{Refusal.TOO_LARGE.text}: it has {size} bytes, and this NATS server takes {nc.max_payload} of a "
+                "message; raise its max_payload, or use another request plane"
             )
             call.fail(RpcRefusedError(call.endpoint, reason, instance=call.where))
             return

@@ -26,7 +26,7 @@ from rkmetrics.errors import (
 )
 from rkmetrics.kv.base import ForwardPassMetrics, KvReport, WorkerKey
 from rkmetrics.planes.base import EndpointName, Instance, InstanceSource
-from rkmetrics.planes.instances import Speaking
+from rkmetrics.planes.instances import Speaking, keep_following
 from rkmetrics.retry import StateLog, jittered
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class PlanePoller:
     async def __aenter__(self) -> Self:
         if self._following is not None:
             raise RuntimeError("this poller runs already")
-        follow = self._source.follow(self._endpoint, self._hear)
+        follow = keep_following(self._source, self._endpoint, self._hear)
         self._following = asyncio.create_task(follow, name=f"rkmetrics instances of {self._endpoint}")
         return self
 

@@ -46,9 +46,9 @@ from rkmetrics.errors import (
 )
 from rkmetrics.kv.base import WorkerKey
 from rkmetrics.planes.base import EndpointName, Instance, InstanceSource, Refusal, RpcResponse
-from rkmetrics.planes.instances import Speaking
+from rkmetrics.planes.instances import Speaking, keep_following
 from rkmetrics.planes.loads import Load, Loads, Member, Routed, by_instance
-from rkmetrics.retry import Backoff, StateLog
+from rkmetrics.retry import StateLog
 
 if TYPE_CHECKING:
     from rkmetrics.cells import GaugeShare
@@ -63,7 +63,7 @@ RETRIES = 3
 LOADS_SECONDS = 0.025
 
 #: A refusal for which another request would be taken; the others say that the instance is the wrong one, or leaves.
-PASSING = (Refusal.BUSY.text, Refusal.TOO_LARGE.text, Refusal.MALFORMED.text)
+PASSING = (Refusal.BUSY.text, Refusal.TOO_LARGE.text, Refusal.MALFORMED.text, "(status 413)")  # which proxies say
 NOTHING: Mapping[int, int] = {}
 
 _random = random.Random()  # noqa: S311 - spreads load, no secret
@@ -143,7 +143,8 @@ class PushRouter:
         if self._following is not None:
             raise RuntimeError(f"the router of {self._name} runs already")
         self._shares = {each: gauge.share() for each, gauge in self._gauges.items()}
-        self._following = asyncio.create_task(self._follow(), name=f"rkmetrics instances of {self._name}")
+        follow = keep_following(self._source, self.endpoint, self._hear)
+        self._following = asyncio.create_task(follow, name=f"rkmetrics instances of {self._name}")
         try:
             for part in self.parts:
                 await self._stack.enter_async_context(part)
@@ -154,26 +155,18 @@ class PushRouter:
 
     async def __aexit__(self, *exception: object) -> None:
         following, self._following = self._following, None
-        probing = [task for member in self._members.values() if (task := member.probing) is not None]
+        members, self._members, self._pool = self._members, {}, ()  # a call that fails from now on has nobody probed
+        self._known.clear()
+        probing = [task for member in members.values() if (task := member.probing) is not None]
         tasks = [*probing, *([following] if following else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._stack.aclose()
-        self._members, self._pool = {}, ()
+        self._members, self._pool = {}, ()  # a source may have told something last
         self._known.clear()
         for share in self._shares.values():
             share.close()
-
-    async def _follow(self) -> None:
-        """Follow the source; a bug in it does not leave the router deaf."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._source.follow(self.endpoint, self._hear)
-            except Exception:
-                log.exception("the source of %s failed; what is known stays, and it begins again", self._name)
-            await asyncio.sleep(backoff.next())
 
     # --- who there is -------------------------------------------------------------------------------------------------
 
@@ -252,7 +245,7 @@ class PushRouter:
 
     async def direct(self, request: Any, instance_id: int, **options: Unpack[CallOptions]) -> RpcResponse:
         """Call that one, busy or not, up or down; nobody else is asked in its place."""
-        await self._until_known(options.get("timeout_seconds"))
+        options = await self._until_known(options)
         member = self._members.get(instance_id)
         if member is None:
             self._rejections["none"].inc()
@@ -262,7 +255,7 @@ class PushRouter:
 
     async def kv(self, request: Any, *, tokens: Sequence[int], **options: Unpack[CallOptions]) -> RpcResponse:
         """Call the one for whom it is least work."""
-        await self._until_known(options.get("timeout_seconds"))
+        options = await self._until_known(options)
         index = self.index
         prompt = max(-(-len(tokens) // index.block_size) if index is not None else 0, 1)
         held = _by_worker(index.find_matches(tokens), prompt) if index is not None and tokens else NOTHING
@@ -281,7 +274,7 @@ class PushRouter:
     ) -> RpcResponse:
         """Pick and call, once more where nothing was delivered. prompt: its blocks; held: those that workers have."""
         if not self._known.is_set():
-            await self._until_known(options.get("timeout_seconds"))
+            options = await self._until_known(options)
         pick = pick or self._pickers[mode]
         seconds, tried = options.get("timeout_seconds"), frozenset[int]()
         deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
@@ -292,7 +285,7 @@ class PushRouter:
                 response = await self._call(member, request, options, prompt)
             except RpcError as error:
                 tried |= {member.id}
-                if error.delivered or len(tried) > self.retries or len(tried) >= len(self._members):
+                if error.delivered or len(tried) > self.retries or tried >= self._members.keys():
                     raise
                 if deadline is not None:
                     left = deadline - asyncio.get_running_loop().time()
@@ -333,10 +326,9 @@ class PushRouter:
             if isinstance(error, RpcError) and self._is_down(error, loop.time() - began):
                 self._went_down(member, error.reason)
             raise
-        response.when_over(partial(self._over, member, routed))
         if member.probing is not None:
             self._came_up(member)
-        member.backoff.reset()
+        response.when_over(partial(self._over, member, routed))
         return response
 
     def _over(self, member: Member, routed: Routed | None, outcome: CallOutcome) -> None:
@@ -345,6 +337,8 @@ class PushRouter:
             member.give_back(routed)
         if outcome is CallOutcome.CLOSED:
             self._went_down(member, "an answer ended before its end")
+        else:
+            member.backoff.reset()
 
     def _is_down(self, error: RpcError, seconds: float) -> bool:
         """Whether a call that did not begin says that the next one would not either.
@@ -357,18 +351,21 @@ class PushRouter:
             return seconds >= 0.99 * self.client.request_timeout_seconds
         return isinstance(error, RpcUnreachableError | RpcClosedError)
 
-    async def _until_known(self, seconds: float | None) -> None:
-        """A source that has just begun is waited for."""
+    async def _until_known(self, options: CallOptions) -> CallOptions:
+        """A source that has just begun is waited for. Returns the options with what is left of their time."""
         if self._known.is_set():
-            return
+            return options
         if self._following is None:
             raise RuntimeError(f"the router of {self._name} does not run: enter it with `async with`")
+        loop, seconds = asyncio.get_running_loop(), options.get("timeout_seconds")
+        began = loop.time()
         try:
             async with asyncio.timeout(self.client.request_timeout_seconds if seconds is None else seconds):
                 await self._known.wait()
         except TimeoutError:
             self._rejections["none"].inc()
             raise NoInstancesError(self._name, "its source has not told who serves it") from None
+        return options if seconds is None else {**options, "timeout_seconds": seconds - (loop.time() - began)}
 
     # --- picking ------------------------------------------------------------------------------------------------------
 
@@ -475,7 +472,11 @@ class PushRouter:
         """Ask for a sign of life until there is one."""
         while True:
             await asyncio.sleep(member.backoff.next())
-            good = await self.client.probe(member.instance)
+            try:
+                good = await self.client.probe(member.instance)
+            except Exception as error:  # a bug in it leaves nobody out of rotation for ever
+                good = False
+                self._log.note(f"probe {error!r}", logging.ERROR, "%s: a probe failed: %r", self._name, error)
             self._probes["ok" if good else "failed"].inc()
             if good:
                 self._came_up(member)

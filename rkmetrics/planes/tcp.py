@@ -616,7 +616,7 @@ class TcpClient(PlaneClient):
             call.fail(RpcUnreachableError(call.endpoint, str(error), instance=call.where))
             return
         if len(payload) > self.settings.tcp_max_message_size_bytes:
-            reason = f"the request has {len(payload)} bytes (DYN_TCP_MAX_MESSAGE_SIZE)"
+            reason = f"{Refusal.TOO_LARGE.text}: it has {len(payload)} bytes (DYN_TCP_MAX_MESSAGE_SIZE)"
             call.fail(RpcRefusedError(call.endpoint, reason, instance=call.where))
             return
         headers = _encode_headers(target.path, traceparent) if target.headers else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -87,11 +87,17 @@ class _Passing(AbstractContextManager[None]):
 @contextmanager
 def _span(api: Any, endpoint: str, plane: str, traceparent: str) -> Generator[None]:
     parent, kind = _parent(api, traceparent), api.SpanKind.SERVER
-    with (
-        _Passing(traceparent),
-        api.get_tracer(TRACER).start_as_current_span(endpoint, parent, kind, _attributes(endpoint, plane)),
-    ):
-        yield
+    tracer, attributes = api.get_tracer(TRACER), _attributes(endpoint, plane)
+    plain = {"record_exception": False, "set_status_on_exception": False}  # it would raise what an error's text raises
+    with _Passing(traceparent), tracer.start_as_current_span(endpoint, parent, kind, attributes, **plain) as span:
+        try:
+            yield
+        except Exception as error:
+            span.set_status(api.Status(api.StatusCode.ERROR, type(error).__name__))
+            with suppress(Exception):
+                span.record_exception(error)
+                span.set_status(api.Status(api.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+            raise
 
 
 def _attributes(endpoint: str, plane: str) -> dict[str, str]:

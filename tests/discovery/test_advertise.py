@@ -33,12 +33,17 @@ def test_the_address_is_what_is_told_or_else_what_is_bound(
     assert advertised(told, host, port) == expected
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
-def test_all_addresses_become_the_first_that_is_not_loopback(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# asyncio binds "::" to IPv6 alone
+@pytest.mark.parametrize(
+    ("host", "expected"), [("0.0.0.0", "10.0.1.9:3000"), ("", "10.0.1.9:3000"), ("::", "[fd00::9]:3000")]
+)
+def test_all_addresses_become_the_first_that_is_not_loopback(
+    host: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "rkmetrics.addresses.local_addresses", lambda: ["127.0.0.1", "::1", "169.254.7.7", "fd00::9", "10.0.1.9"]
     )
-    assert advertised(None, host, 3000) == "10.0.1.9:3000"
+    assert advertised(None, host, 3000) == expected
 
 
 @pytest.mark.parametrize(("host", "port"), [("0.0.0.0", 3000), ("10.0.1.5", 0)])

@@ -194,7 +194,7 @@ async def test_keys_that_come_together_are_told_once_and_malformed_ones_are_pass
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     heard, malformed = Heard(), list[int]()
-    keys = _Keys(heard, lambda: malformed.append(1))
+    keys = _Keys(GENERATE, heard, lambda: malformed.append(1))
     instances = [Instance(*GENERATE, id, ("tcp", f"a:1/{id:x}/generate")) for id in (1, 2)]
     for each in instances:
         keys.on_put(each.key, each.encode())
@@ -218,7 +218,7 @@ async def test_keys_that_come_together_are_told_once_and_malformed_ones_are_pass
 
 async def test_that_there_is_nobody_is_told_too() -> None:
     heard = Heard()
-    _Keys(heard, lambda: None).on_list({})
+    _Keys(GENERATE, heard, lambda: None).on_list({})
     await asyncio.sleep(0)
     assert heard.told == [()]
 

@@ -256,7 +256,7 @@ async def test_a_source_that_fails_begins_again(client: Scripted, caplog: pytest
 
     async with PushRouter(client, Broken(1), GENERATE) as router:
         assert await router.wait_for_instances(30) == (1,)
-    assert [each.exc_info is not None for each in caplog.records] == [True, True]
+    assert [each.exc_info is not None for each in caplog.records] == [True]  # the same again is said once
 
 
 @pytest.mark.parametrize(
@@ -345,6 +345,7 @@ async def test_retries_keep_within_the_deadline_of_the_request(client: Scripted)
     client.seconds = {1: 0.02, 2: 0.02}
     async with PushRouter(client, Told(1, 2, 3), GENERATE) as router:
         router._at = 2  # pyright: ignore[reportPrivateUsage] - begin with 1
+        await router.wait_for_instances(30)
         await router.generate({}, timeout_seconds=30)
         left = [each["timeout_seconds"] for each in client.options]
         assert left[0] == 30
@@ -403,8 +404,10 @@ async def test_who_takes_connections_and_no_calls_is_asked_less_and_less(
         assert spans == sorted(set(spans))  # each time it waits longer
         await until(lambda: router.states()[1] is UP)
         client.fails.clear()
-        await asked(router, client, 2)
+        answer: Any = await router.direct({}, 1)
         found = router._members[1]  # pyright: ignore[reportPrivateUsage]
+        assert found.backoff._tries > 0  # pyright: ignore[reportPrivateUsage] - it may still break off
+        answer.end(CallOutcome.OK)
         assert found.backoff._tries == 0  # pyright: ignore[reportPrivateUsage] - it answered
 
 

@@ -40,11 +40,21 @@ export function link(address, text, attributes = {}) {
 const FOCUSABLE = "button, summary, select, input, a, [tabindex]";
 const SCROLLS = ".legend, .tables, .scrolled, .menu .box";
 
+/** What had the focus: what says the same, nearest to the place where it was; legends are sorted by their numbers. */
+function again(root, place, text) {
+  const all = [...root.querySelectorAll(FOCUSABLE)];
+  const same = all.map((each, at) => ({ each, away: Math.abs(at - place) })).filter(({ each }) => each.textContent === text);
+  same.sort((a, b) => a.away - b.away);
+  return same[0]?.each ?? all[place];
+}
+
 /** Build anew what is inside an element, and leave the focus and what was scrolled where they were. */
 export function rebuilt(root, build) {
-  const focused = [...root.querySelectorAll(FOCUSABLE)].indexOf(document.activeElement);
+  const before = [...root.querySelectorAll(FOCUSABLE)];
+  const focused = before.indexOf(document.activeElement);
+  const text = before[focused]?.textContent;
   const tops = [...root.querySelectorAll(SCROLLS)].map((each) => each.scrollTop);
   build();
-  if (focused >= 0) root.querySelectorAll(FOCUSABLE)[focused]?.focus({ preventScroll: true });
+  if (focused >= 0) again(root, focused, text)?.focus({ preventScroll: true });
   root.querySelectorAll(SCROLLS).forEach((each, at) => (each.scrollTop = tops[at] ?? 0));
 }
