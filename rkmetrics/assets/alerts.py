@@ -1,23 +1,27 @@
 """Find the queries in rule files: Prometheus' own, PrometheusRule objects, tests of promtool, Grafana's provisioning.
 
 As with dashboards the walk looks for what they share: a mapping with `expr`. A name beside it (`alert`, `record`, or
-`title` of Grafana) says where we are.
+`title` of Grafana) says where we are. Groups of vmalert that ask Graphite or VictoriaLogs, and what a data source other
+than Prometheus is asked for, are left alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rkmetrics.assets.base import Node, Query, Scalar, trees
+from rkmetrics.assets.base import Node, Query, Scalar
+from rkmetrics.assets.dashboards import foreign
+from rkmetrics.assets.yaml_text import OTHER
 
 __all__ = ["queries"]
 
 
 def queries(root: Node) -> Iterator[Query]:
     """Yield every PromQL query of a tree, in the order of the file."""
-    for node in trees(root):
-        expr = node.get("expr")
-        if isinstance(expr, Scalar) and expr.value.strip():
+    for node in _mappings(root):
+        for expr in (found for key, found in node.items() if key.rstrip(OTHER) == "expr"):
+            if not isinstance(expr, Scalar) or not expr.value.strip():
+                continue
             record = node.get("record")
             yield Query(
                 _place(node),
@@ -26,6 +30,23 @@ def queries(root: Node) -> Iterator[Query]:
                 labels=_labels(node),
                 templates=tuple(_templates(node)),
             )
+
+
+def _mappings(root: Node) -> Iterator[dict[str, Node]]:
+    """Every mapping that may hold PromQL, outer ones first, in the order of the file."""
+    waiting: list[Node] = [root]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict) and not (_of_vmalert(node) or foreign(node)):
+            yield node
+            waiting.extend(reversed(list(node.values())))
+        elif isinstance(node, list):
+            waiting.extend(reversed(node))
+
+
+def _of_vmalert(node: dict[str, Node]) -> bool:
+    kind = node.get("type")
+    return "rules" in node and isinstance(kind, Scalar) and kind.value in ("graphite", "vlogs")
 
 
 def _place(node: dict[str, Node]) -> str:
@@ -38,7 +59,7 @@ def _place(node: dict[str, Node]) -> str:
 
 def _labels(node: dict[str, Node]) -> tuple[str, ...]:
     found = node.get("labels")
-    return tuple(found) if isinstance(found, dict) else ()
+    return tuple(dict.fromkeys(label.rstrip(OTHER) for label in found)) if isinstance(found, dict) else ()
 
 
 def _templates(node: dict[str, Node]) -> Iterator[Scalar]:

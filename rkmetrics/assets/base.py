@@ -95,10 +95,17 @@ class Document:
 
     def position(self, offset: int) -> tuple[int, int]:
         """Return line and column of an offset, both from 1."""
+        line = bisect_right(self._begins(), offset)
+        return line, offset - self._lines[line - 1] + 1
+
+    def offset(self, line: int, column: int) -> int:
+        """Return the offset of a line and column."""
+        return self._begins()[line - 1] + column - 1
+
+    def _begins(self) -> list[int]:
         if not self._lines:
             self._lines.extend([0, *(i + 1 for i, character in enumerate(self.text) if character == "\n")])
-        line = bisect_right(self._lines, offset)
-        return line, offset - self._lines[line - 1] + 1
+        return self._lines
 
 
 @dataclass(frozen=True, slots=True)

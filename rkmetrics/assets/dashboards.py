@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from rkmetrics.assets.base import Node, Query, Scalar
 
-__all__ = ["queries"]
+__all__ = ["foreign", "queries"]
 
 _PROMETHEUS = re.compile(r".*prometheus.*|victoriametrics-metrics.*|", re.IGNORECASE)
 _NOT_A_TYPE = re.compile(r"\$|-- ")  # "${DS_PROMETHEUS}", "-- Mixed --"
@@ -32,6 +32,12 @@ class _Context:
 def queries(root: Node) -> Iterator[Query]:
     """Yield every PromQL query of a dashboard, in the order of the file."""
     yield from _walk(root, _Context())
+
+
+def foreign(node: dict[str, Node]) -> bool:
+    """Whether an object names a data source beside it that has no PromQL."""
+    source = _source(node)
+    return source is not None and not _PROMETHEUS.fullmatch(source)
 
 
 def _walk(node: Node, context: _Context) -> Iterator[Query]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from rkmetrics.assets import alerts, dashboards
 from rkmetrics.assets.base import Document, Node, Query, Scalar, trees
 from rkmetrics.assets.json_text import read_json
-from rkmetrics.assets.yaml_text import read_yaml
+from rkmetrics.assets.yaml_text import OTHER, read_yaml
 from rkmetrics.errors import AssetError
 
 __all__ = ["SUFFIXES", "document", "found", "read"]
@@ -49,23 +50,38 @@ def document(file: str, text: str) -> Document:
     if text.lstrip("\ufeff \t\r\n").startswith(("{", "[")) and not text.lstrip().startswith("{{"):
         queries: Iterable[Query] = dashboards.queries(read_json(text, file))
         return Document(file, text, "dashboard", tuple(queries))
-    return Document(
-        file, text, "rules", tuple(query for root in read_yaml(text, file) for query in _of_yaml(root, file))
-    )
+    if jsonnet := _JSONNET.match(text):
+        line = text.count("\n", 0, jsonnet.end()) + 1
+        raise AssetError(file, line, 1, "Jsonnet is not read, but the JSON or YAML that it renders")
+    made = Document(file, text, "rules", ())
+    return replace(made, queries=tuple(query for root in read_yaml(text, file) for query in _of_yaml(root, made)))
 
 
-def _of_yaml(root: Node, file: str) -> Iterator[Query]:
+# As text it would be YAML: one long scalar, in which nobody finds a query.
+_JSONNET = re.compile(
+    r"(?:\s|\#[^\n]*(?:\n|\Z))*(?=local\s+\w+\s*(?:\([^\n]*\))?\s*=|//|/\*|\(?\s*import\s+['\"]|function\s*\()"
+)
+
+
+def _of_yaml(root: Node, around: Document) -> Iterator[Query]:
     """The queries of a YAML tree, and of the files that a ConfigMap carries in it."""
     yield from alerts.queries(root)
     for node in trees(root):
-        for name, inner in node.items():
+        for key, inner in node.items():
+            name = key.rstrip(OTHER)
             if name.endswith(SUFFIXES) and isinstance(inner, Scalar) and inner.style == "block":
-                yield from _carried(name, inner, file)
+                yield from _carried(name, inner, around)
 
 
-def _carried(name: str, outer: Scalar, file: str) -> Iterator[Query]:
+def _carried(name: str, outer: Scalar, around: Document) -> Iterator[Query]:
     """The queries of a file inside a block scalar. Places are those of the file around it."""
-    for query in document(f"{file}: {name}", outer.value).queries:
+    inside = Document(name, outer.value, "", ())
+    try:
+        found = document(name, outer.value).queries
+    except AssetError as error:
+        at = outer.offsets[min(inside.offset(error.line, error.column), len(outer.value))]
+        raise AssetError(around.file, *around.position(at), f"{name}: {error.reason}") from None
+    for query in found:
         yield replace(
             query,
             place=f"{name}: {query.place}",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rkmetrics.assets.base import Document, Problem, Query, Scalar, spanned
 from rkmetrics.assets.documents import document
-from rkmetrics.assets.tables import Change, Table
+from rkmetrics.assets.tables import Change, PrefixRule, Table
 from rkmetrics.errors import AssetError, PromqlError
 from rkmetrics.promql import (
     Aggregation,
@@ -138,14 +138,16 @@ def rewrite(
 ) -> tuple[str, list[Edit], Refusal | None]:
     """Return a query after all tables, the edits of the original that lead there, and what refused them.
 
-    A query that cannot be read is left alone: it may not be PromQL. With a refusal the text is the original.
+    A query that cannot be read is left alone: it may not be PromQL. If it has a name that changed, that is said. With a
+    refusal the text is the original.
     """
+    tables = tuple(tables)
     now, origin = text, list(range(len(text)))
     for table in tables:
         try:
             node, asked = parse_variable(now) if variable else (parse(now), ())
-        except PromqlError:
-            return text, [], None
+        except PromqlError as error:
+            return text, [], _unread(text, tables, error)
         step = Step(now, node, asked, table, labels or {})
         edits = step.edits()
         if step.refusals:
@@ -160,6 +162,16 @@ def _through(
     query: Query, tables: Iterable[Table], labels: Mapping[str, str]
 ) -> tuple[str, list[Edit], Refusal | None]:
     return rewrite(query.scalar.value, tables, labels, variable=query.variable)
+
+
+_WORD = re.compile(r"[A-Za-z_:][\w:]*")
+
+
+def _unread(text: str, tables: Iterable[Table], error: PromqlError) -> Refusal | None:
+    for word in _WORD.finditer(text):
+        if any(table.concerns(word[0]) for table in tables):
+            return Refusal(*word.span(), f"{word[0]!r} changed, but the query cannot be read: {error.expected}")
+    return None
 
 
 _NEW = -1  # the origin of a character that was not in the original
@@ -251,12 +263,18 @@ class Step:
             return None
         candidates, suffix = self.table.find(word.text)
         if not candidates:
-            return self.table.prefix.apply(word.text) if self.table.prefix else None
+            return self._without_prefix(word, self.table.prefix) if self.table.prefix else None
         change = self._chosen(selector, word, candidates)
         if change is None or not self._allowed(selector, word, change, alone=alone):
             return None
         self._changes.setdefault(id(selector), []).append(change)
         return change.new + suffix
+
+    def _without_prefix(self, word: Word, rule: PrefixRule) -> str | None:
+        if rule.unknown(word.text):
+            self._refuse(word, f"{word.text!r} begins like names that lost {rule.strip!r}, but is none that is known")
+            return None
+        return rule.apply(word.text)
 
     def _chosen(self, selector: Selector, word: Word, candidates: Sequence[Change]) -> Change | None:
         """Of several metrics that became one, the one that the matchers ask for."""

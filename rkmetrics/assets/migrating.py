@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -42,9 +43,14 @@ def migrate_files(
 def unified(migrated: Migrated) -> str:
     """Return the change of a file as a unified diff, which `patch` takes."""
     lines = difflib.unified_diff(
-        migrated.before.splitlines(keepends=True),
-        migrated.text.splitlines(keepends=True),
+        _lines(migrated.before),
+        _lines(migrated.text),
         f"a/{migrated.file}",
         f"b/{migrated.file}",
     )
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text as `patch` counts them: U+2028 and others end none, as they do for str.splitlines()."""
+    return [line for line in re.split(r"(?<=\n)", text) if line]

@@ -80,20 +80,29 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PrefixRule:
-    """A prefix that every other name loses, or gains. families: names without it; only these gain it."""
+    """A prefix that other names lose, or gain. families: their names without it; known: all names of all eras.
+
+    What has the prefix and is none of these may be anybody's.
+    """
 
     strip: str = ""
     add: str = ""
     families: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
 
     def inverse(self) -> PrefixRule:
-        return PrefixRule(self.add, self.strip, self.families)
+        return PrefixRule(self.add, self.strip, self.families, self.known)
 
     def apply(self, name: str) -> str | None:
         """Return the new name; None for a name that the rule does not concern."""
-        if self.strip:
-            return name[len(self.strip) :] if name.startswith(self.strip) else None
-        return self.add + name if self.add and not self.families.isdisjoint(bases(name)) else None
+        if self.strip and not name.startswith(self.strip):
+            return None
+        base = name[len(self.strip) :]
+        return None if self.families.isdisjoint(bases(base)) else self.add + base
+
+    def unknown(self, name: str) -> bool:
+        """Whether a name has the prefix to lose, and nobody knows whose it is."""
+        return bool(self.strip) and name.startswith(self.strip) and self.known.isdisjoint(bases(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +132,13 @@ class Table:
             if found:
                 return found, sample[len(base) :]
         return (), ""
+
+    def concerns(self, sample: str) -> bool:
+        """Whether a sample's name is another today, or was never one."""
+        found, _ = self.find(sample)
+        if not found and sample not in self.dead:
+            return self.prefix is not None and self.prefix.apply(sample) is not None
+        return sample in self.dead or any(change.new != change.old for change in found)
 
     def inverse(self, name: str) -> Table:
         """The way back, as a table of that name."""
@@ -230,7 +246,19 @@ def _rivetkit() -> Mapping[str, Table]:
         found[table.name] = table
         back = table.inverse(f"rivetkit:{new}-{old}")
         found[back.name] = back
-    return found
+    rules = [table.prefix for table in found.values() if table.prefix]
+    known = {name for table in found.values() for name in (*table.changes, *table.dead)}
+    every = frozenset(family for rule in rules for family in rule.families)
+    known |= {rule.strip + rule.add + family for rule in rules for family in every}
+    return {name: _knowing(table, every, frozenset(known)) for name, table in found.items()}
+
+
+def _knowing(table: Table, families: frozenset[str], known: frozenset[str]) -> Table:
+    """The table with a rule that knows all eras. Any family may lose its prefix; it gains one only where it had it."""
+    rule = table.prefix
+    if rule is None:
+        return table
+    return replace(table, prefix=replace(rule, families=families if rule.strip else rule.families, known=known))
 
 
 def rivetkit_families() -> frozenset[str]:

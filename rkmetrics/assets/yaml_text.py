@@ -5,8 +5,9 @@ general loader, tests/packaging/test_source.py). What is read is YAML 1.2's bloc
 mappings and sequences, and scalars in all five styles (plain, single and double quotes, literal `|`, folded `>`, with
 indicators), comments and several documents. Tags and anchors are stepped over. A line of template (`{{- if ... }}`)
 counts as a comment, and `{{` begins text, so that files of Helm charts are read.
-What is left (complex keys, `? `) is refused with its line; an alias is the text that it is, a merge key a key like
-others.
+Inside double quotes an action of a template may have quotes of its own (`"{{ "{{ $labels.job }}" }}"`).
+What is left (complex keys, `? `) is refused with its line. An alias of a scalar is that scalar, any other alias the
+text that it is, and a merge key a key like others.
 
 Section numbers are those of YAML 1.2.2.
 """
@@ -18,9 +19,12 @@ import re
 from rkmetrics.assets.base import Node, Scalar
 from rkmetrics.errors import AssetError
 
-__all__ = ["read_yaml"]
+__all__ = ["OTHER", "read_yaml"]
 
 MAX_DEPTH = 60
+OTHER = (
+    "\0"  # ends the name of a key that comes again below: in a template both may count, `if` one and `else` the other
+)
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _COMMENT = re.compile(r"\#[^\n]*|\{\{[^\n]*\}\}[ \t\r]*(?=\n|\Z)")
@@ -31,6 +35,8 @@ _KEY = re.compile(
     r"""(?:"(?:[^"\\\n]|\\.)*"[ \t]*|'(?:[^'\n]|'')*'[ \t]*|(?P<plain>(?:[^\s\-?:,\[\]{}\#&*!|>'"%@`]|[-?:](?=[^\s]))"""
     r"""(?:[^\n:\#]|:(?=[^\s])|(?<=[^\s])\#)*?)):(?=[ \t\r\n]|\Z)"""
 )
+_ALIAS = re.compile(r"\*([^\s,\[\]{}]+)")  # 7.1
+_ACTION = re.compile(r'\{\{(?:"(?:[^"\\\n]|\\.)*"|`[^`\n]*`|[^"`}\\\n]|\}(?!\}))*\}\}')
 _PROPERTY = re.compile(r"[!&][^\s]*(?:[ \t]+|(?=\r?\n|\Z))")  # 6.9: tags and anchors
 _HEADER = re.compile(r"([|>])([-+]?)([1-9]?)([-+]?)[ \t]*(?:(?<=[ \t])\#[^\n]*)?\r?(?:\n|\Z)")  # 8.1.1
 _BREAK = re.compile(r"\r?\n[ \t]*")
@@ -61,6 +67,7 @@ class _Reader:
 
     def __init__(self, text: str, file: str) -> None:
         self.text, self.file, self.at = text, file, int(text.startswith("\ufeff"))
+        self.anchors: dict[str, Node] = {}
 
     # --- places -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +131,11 @@ class _Reader:
                     break
                 raise self.error("expected 'key: value'")
             self.starts(_SPACES)
-            found[self._key(key)] = self._value(column, depth, same_column=True)
+            name = self._key(key)
+            if name in found:
+                times = sum(known.rstrip(OTHER) == name for known in found)
+                found[name + OTHER * times] = found.pop(name)
+            found[name] = self._value(column, depth, same_column=True)
         return found
 
     def _key(self, match: re.Match[str]) -> str:
@@ -133,9 +144,16 @@ class _Reader:
         return _Reader(match[0], self.file).quoted().value
 
     def _value(self, column: int, depth: int, *, same_column: bool) -> Node:
-        """Read what follows `key:` or `-`. 8.2.2: a sequence may stand in the column of its key."""
-        while self.starts(_PROPERTY):
-            pass
+        """Read what follows `key:` or `-`, and remember it under its anchor."""
+        names: list[str] = []
+        while found := self.starts(_PROPERTY):
+            names += [found[0].strip()[1:]] if found[0].startswith("&") else []
+        node = self._unnamed(column, depth, same_column=same_column)
+        self.anchors.update((name, node) for name in names)
+        return node
+
+    def _unnamed(self, column: int, depth: int, *, same_column: bool) -> Node:
+        """8.2.2: a sequence may stand in the column of its key."""
         if not self.line_ends():
             if not same_column and (self._is_entry() or _KEY.match(self.text, self.at)):
                 return self.block(column, depth + 1)
@@ -156,10 +174,16 @@ class _Reader:
         elif first in "\"'":
             node = self.quoted()
         else:
-            return self._plain(parent)
+            return self._meant(self._plain(parent))
         if not self.line_ends():
             raise self.error("expected the end of the line")
         return node
+
+    def _meant(self, plain: Scalar) -> Scalar:
+        """The scalar that an alias stands for."""
+        alias = _ALIAS.fullmatch(plain.value)
+        node = self.anchors.get(alias[1]) if alias else None
+        return node if isinstance(node, Scalar) else plain
 
     # --- scalars (7.3, 8.1) -------------------------------------------------------------------------------------------
 
@@ -212,6 +236,12 @@ class _Reader:
         start, value, offsets = self.at, "", list[int]()
         self.at += 1
         while not self.text.startswith(quote, self.at) or (self.text.startswith(quote * 2, self.at) and quote == "'"):
+            action = _ACTION.match(self.text, self.at) if quote == '"' else None
+            if action and '"' in action[0]:
+                value += action[0]
+                offsets += range(action.start(), action.end())
+                self.at = action.end()
+                continue
             at, folded = self.at, self._fold()
             match = None if folded else self.starts(piece)
             if not folded and match is None:

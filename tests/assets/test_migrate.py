@@ -150,6 +150,9 @@ def test_a_query_is_rewritten(query: str, expected: str) -> None:
         ("rivet_actor_dispatch_inbox_depth + rivet_actor_lifecycle_inbox_depth", "would not match"),
         ('{__name__=~"rivet_actor_dispatch_inbox_depth|up"}', "one of several names"),
         ("rivet_actor_queue_depth + rivet_actor_create_vars_ms", "write the query anew"),
+        ("rivet_of_somebody_else", "begins like names that lost 'rivet_', but is none that is known"),
+        ("rivet_actor_queue_depth default 0", "changed, but the query cannot be read: expected an operator or the end"),
+        ("x | rivet_api_request_pending", "'rivet_api_request_pending' changed, but the query cannot be read"),
     ],
 )
 def test_what_cannot_be_rewritten_says_why_and_the_whole_query_stays(query: str, why: str) -> None:
@@ -167,6 +170,12 @@ def test_the_way_back_asks_which_of_several_it_was() -> None:
     )
     assert "is made of several metrics" in rewritten("sum by (inbox) (rivetkit_actor_inbox_depth)", *back)
     assert "no such label" in rewritten('sum by (inbox) (rivetkit_actor_inbox_depth{inbox="dispatch"})', *back)
+
+
+def test_names_of_another_era_are_left_as_they_are() -> None:
+    for query, table in (("rivet_actor_queue_depth", "D-C"), ("rivet_actor_queue_depth", "D-B"), ("up", "D-A")):
+        assert rewritten(query, *named(f"rivetkit:{table}")) == query
+    assert rewritten("rivet_rivetkit_actor_queue_depth", *named("rivetkit:B-D")) == "rivet_rivetkit_actor_queue_depth"
 
 
 def test_what_is_new_in_an_era_has_no_way_back() -> None:
@@ -300,8 +309,21 @@ def test_a_diff_is_one_that_patch_takes() -> None:
     )
 
 
+def test_only_a_line_feed_ends_a_line_of_a_diff() -> None:
+    found = migrated('{"title": "\u2028\x85", "expr": "rivet_actor_queue_depth"}\n', "rivetkit:B-C", file="x.json")
+    assert unified(found).split("\n") == [
+        "--- a/x.json",
+        "+++ b/x.json",
+        "@@ -1 +1 @@",
+        '-{"title": "\u2028\x85", "expr": "rivet_actor_queue_depth"}',
+        '+{"title": "\u2028\x85", "expr": "rivetkit_actor_queue_depth"}',
+        "",
+    ]
+
+
 # --- any query --------------------------------------------------------------------------------------------------------
 
+C_B = named("rivetkit:C-B")
 PLAIN = sorted(
     change.old + suffix
     for changes in B_C[0].changes.values()
@@ -310,7 +332,7 @@ PLAIN = sorted(
     for suffix in (tables.SUFFIXES if change.histogram else ("",))
 ) + [
     f"rivet_{name}"
-    for name in sorted(B_C[0].prefix.families if B_C[0].prefix else ())[:40]
+    for name in sorted(C_B[0].prefix.families if C_B[0].prefix else ())[:40]
     if f"rivet_{name}" not in B_C[0].changes
 ]
 NAMES = st.sampled_from([*PLAIN, "up", "node_load1", "foreign:rate5m"])

@@ -124,6 +124,80 @@ def test_files_inside_a_config_map_are_read_and_migrated() -> None:
     assert there == expected.replace("rivet_actor_dispatch_inbox_depth", 'rivetkit_actor_inbox_depth{inbox="dispatch"}')
 
 
+def test_what_is_wrong_inside_a_config_map_is_found_in_the_file_around_it() -> None:
+    with pytest.raises(AssetError, match=r"f:8:\d+: depth.json: not JSON: expected ','"):
+        document("f", CONFIG_MAP.replace('"}]}', '"}]'))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "local g = import 'g.libsonnet';\n{ expr: 'up' }\n",
+        "# c\n\nlocal f(x) =\n  { expr: x };\nf('up')\n",
+        "// c\n{ expr: 'up' }\n",
+        "/* c */ { expr: 'up' }\n",
+        "(import 'a.libsonnet') + { expr: 'up' }\n",
+        "function(x) { expr: x }\n",
+    ],
+)
+def test_jsonnet_is_refused_rather_than_taken_for_one_long_text(text: str) -> None:
+    with pytest.raises(AssetError, match="Jsonnet is not read"):
+        document("f", text)
+
+
+@pytest.mark.parametrize("text", ["local: x\nexpr: up", "local = x", "import x", "# c\n- expr: up\n", ""])
+def test_yaml_is_not_taken_for_jsonnet(text: str) -> None:
+    assert [query.scalar.value for query in document("f", text).queries] == ["up"] * text.count("up")
+
+
+def test_rules_in_other_languages_are_left_alone() -> None:
+    def group(kind: str) -> str:
+        return f"groups:\n- type: {kind}\n  rules:\n  - expr: up\n"
+
+    assert [len(document("f", group(kind)).queries) for kind in ("prometheus", "graphite", "vlogs")] == [1, 0, 0]
+    for kind, count in (("prometheus", 1), ("loki", 0), ("__expr__", 0)):
+        text = f"data:\n- model:\n    datasource: {{type: {kind}}}\n    expr: up\n"
+        assert len(document("f", text).queries) == count
+
+
+def test_both_branches_of_a_template_are_read() -> None:
+    text = """\
+{{- if .Values.each }}
+groups:
+- rules:
+  - alert: A
+    {{- if .a }}
+    expr: one
+    {{- else if .b }}
+    expr: two
+    {{- else }}
+    expr: three
+    {{- end }}
+    labels:
+      {{- if .a }}
+      team: a
+      {{- else }}
+      team: b
+      {{- end }}
+{{- else }}
+groups: []
+{{- end }}
+"""
+    found = document("f", text)
+    assert [(query.scalar.value, query.labels) for query in found.queries] == [
+        ("one", ("team",)),
+        ("two", ("team",)),
+        ("three", ("team",)),
+    ]
+
+
+def test_an_alias_is_the_query_at_its_anchor() -> None:
+    text = "x: &e rivet_actor_queue_depth > 1\nrules:\n- expr: *e\n- expr: &f up\n- expr: *f\n- expr: *g\n- <<: *h\n"
+    rules = document("f", text)
+    assert [query.scalar.value for query in rules.queries] == ["rivet_actor_queue_depth > 1", "up", "up", "*g"]
+    assert migrate(rules, named("rivetkit:B-C")).text == text.replace("rivet_", "rivetkit_")
+
+
 def test_files_and_folders(tmp_path: Path) -> None:
     for name in ("b.yaml", "a.json", "c.txt", "sub/d.yml", "sub/e.rules", ".git/f.yaml", "node_modules/g.json"):
         path = tmp_path / name

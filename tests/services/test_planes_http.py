@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import h11
 import pytest
 
 import rkmetrics as rk
@@ -366,6 +365,7 @@ async def test_dyn_tcp_max_message_size_is_the_limit_of_a_body(prior: bool) -> N
 )
 async def test_h11_reads_each_answer(data: bytes, status: int, header: tuple[bytes, bytes] | None, reason: str) -> None:
     """h11 is another reader of the same standard, and a strict one."""
+    h11: Any = pytest.importorskip("h11", reason="the other reader comes with the tests' own packages")
     async with peers_of("http") as peers:
         await peers.serve(honest=honest)
         head = await said(port_of(peers), data, until_end=False)

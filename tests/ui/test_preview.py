@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.testclient import TestClient
 
 import rkmetrics as rk
 from rkmetrics.asgi.base import Later, Request, Response
@@ -521,6 +520,9 @@ def test_it_works_behind_a_prefix_that_a_proxy_leaves(upstream: Upstream) -> Non
 
 
 def test_it_can_be_mounted_in_an_application(upstream: Upstream) -> None:
+    pytest.importorskip("httpx2", reason="the test client needs it")
+    from starlette.testclient import TestClient
+
     rows = routes(find([SHIPPED]), Prometheus(upstream.url), names=["testserver"])
     registry = rk.Registry(Settings(), builtin=False)
     client = TestClient(Starlette(routes=[Mount("/ops", rk.asgi.app(registry, more=rows))]))
