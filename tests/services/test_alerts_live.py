@@ -23,6 +23,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+import rkmetrics as rk
 from rkmetrics.assets.export import Choices, export
 from tests.services.alerting import Alertmanager, quick
 from tests.services.conftest import PATIENCE_SECONDS, program
@@ -107,13 +108,11 @@ def excused() -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def fleet(
-    root: Path, start_prometheus: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Fleet]:
+def fleet(start_prometheus: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """What `assets export` writes is what is loaded."""
     binary = program("prometheus-alertmanager", "prometheus-alertmanager")
     folder = tmp_path_factory.mktemp("alerts")
-    rules = export("files", Choices(runbooks="https://runbooks.example"), root / "rkmetrics/shipped")
+    rules = export("files", Choices(runbooks="https://runbooks.example"), Path(rk.__file__).parent / "shipped")
     inhibitions = rules.pop("alerts/alertmanager-inhibit.yaml")
     for path, text in rules.items():
         if path.startswith("alerts/"):
@@ -142,11 +141,6 @@ def scraping(*processes: Process) -> dict[str, Any]:
     """Not as often as other tests do: on a busy machine 200 ms are too short, and a target that is slow is not down."""
     seconds = {"scrape_interval": "2s", "scrape_timeout": "2s"}
     return {**static(*(process.address for process in processes)), **seconds, "authorization": {"credentials": TOKEN}}
-
-
-@pytest.fixture(scope="module")
-def root() -> Path:
-    return Path(__file__).resolve().parents[2]
 
 
 def test_all_is_quiet_while_all_is_well(fleet: Fleet) -> None:

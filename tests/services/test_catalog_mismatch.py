@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+import rkmetrics as rk
 from rkmetrics.assets import stamp
 from rkmetrics.catalogue import catalog_version
 from tests.services.alerting import quick
 from tests.services.conftest import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = Path(rk.__file__).parent / "shipped" / "alerts"
 RENAMED = """
 import dataclasses
 from rkmetrics.catalogue.actors import Actors
@@ -65,7 +67,7 @@ def said(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 def rules(version: str) -> str:
     """The shipped rules as a release with another catalogue would ship them, under a name of their own."""
-    text = (ROOT / "alerts" / stamp.STAMPED[0]).read_text()
+    text = (SHIPPED / stamp.STAMPED[0]).read_text()
     assert text.count(catalog_version()) == 1
     named = re.sub(r"- name: rkmetrics-exporter", f"- name: rules-{version}", text)
     return quick(named.replace(catalog_version(), version).replace("component: rkmetrics", f"component: for-{version}"))

@@ -194,6 +194,7 @@ async def test_a_worker_that_hangs_is_out_until_it_lives_again(
 async def test_a_router_by_kv_state_knows_how_busy_the_workers_are(
     environment: Environment, start_worker: Callable[[], Worker], caplog: pytest.LogCaptureFixture
 ) -> None:
+    pytest.importorskip("xxhash", reason="hashes of tokens: pip install 'rkmetrics[dynamo]'")
     caplog.set_level(logging.DEBUG, logger="rkmetrics.kv")
     workers = [await asyncio.to_thread(start_worker) for _ in range(2)]
     ids = {worker.id for worker in workers}
