@@ -16,7 +16,7 @@ run: $(STAMP)
 	@$(BIN)/rkmetrics serve --demo --open
 
 test: tools $(STAMP)
-	$(BIN)/python -m pytest -q -rsfE
+	@.ci/suite $(BIN)/python
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
