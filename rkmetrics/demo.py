@@ -27,8 +27,8 @@ from rkmetrics.catalogue.actors import KvOp, Phase, ShutdownReason, StateWrite, 
 from rkmetrics.errors import RpcError
 from rkmetrics.kv.base import ForwardPassMetrics, KvStats, SpecDecodeStats, WorkerStats
 from rkmetrics.kv.publisher import KvEventPublisher, WorkerMetricsPublisher
+from rkmetrics.planes.listening import call_home
 from rkmetrics.planes.serving import Lister
-from rkmetrics.planes.tcp import call_home
 
 if TYPE_CHECKING:
     from rkmetrics.actor import ActorMetrics, Held, Run

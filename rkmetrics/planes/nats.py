@@ -33,8 +33,8 @@ from rkmetrics.errors import RpcRefusedError, RpcUnreachableError
 from rkmetrics.nats_link import Link, NatsOptions, flush, listen, require_nats
 from rkmetrics.planes.base import EndpointName, Instance, Refusal
 from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient
+from rkmetrics.planes.listening import call_home
 from rkmetrics.planes.serving import PlaneServer
-from rkmetrics.planes.tcp import call_home
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

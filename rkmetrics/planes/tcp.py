@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
-from rkmetrics.addresses import WILDCARDS, advertised, first_address, local_addresses
 from rkmetrics.catalogue.planes import IntakeRefusal, Plane
-from rkmetrics.errors import BackendError, PayloadError, RpcRefusedError, RpcUnreachableError, ServeError
+from rkmetrics.errors import PayloadError, RpcRefusedError, RpcUnreachableError
 from rkmetrics.planes.base import Instance, Refusal
-from rkmetrics.planes.callhome import CLOSE_SECONDS, CallHome, keep_alive, refuse
-from rkmetrics.planes.calling import SILENCE_SECONDS, Call, PlaneClient, answers
-from rkmetrics.planes.fork import descriptors
+from rkmetrics.planes.callhome import keep_alive
+from rkmetrics.planes.calling import SILENCE_SECONDS, Call
+from rkmetrics.planes.connecting import ConnectingClient
 from rkmetrics.planes.frame import (
     ACCEPTED,
     PATH_LIMIT_BYTES,
@@ -34,22 +32,15 @@ from rkmetrics.planes.frame import (
     encode_request,
     encode_two_part,
 )
-from rkmetrics.planes.serving import PlaneServer
+from rkmetrics.planes.listening import Guest, ListeningServer
 
 if TYPE_CHECKING:
     from rkmetrics.registry import Registry
     from rkmetrics.settings import Settings
 
-__all__ = ["TcpClient", "TcpServer", "call_home", "here", "read_target"]
+__all__ = ["TcpClient", "TcpServer", "read_target"]
 
 FRAME_SECONDS = 30.0
-CONNECTIONS_LIMIT = 10_000
-#: All incomplete requests together may take so much, or four of the largest; beyond it whoever has more than a small
-#: one incomplete is sent away, and requests that come at once are taken as before.
-KEPT_LIMIT_BYTES, SMALL_BYTES = 256 * 1024 * 1024, 64 * 1024
-#: After an answer that ends a connection, what is still coming is read and dropped for so long: closing at once would
-#: make TCP take the answer back.
-LINGER_SECONDS = 2.0
 #: What is sent in one turn of the loop goes out together, in parts of about this size.
 TURN_BYTES = 64 * 1024
 #: So many requests wait on a connection for their acknowledgement before another connection is opened.
@@ -61,57 +52,17 @@ NOBODY = "?"
 _headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
-# --- where ------------------------------------------------------------------------------------------------------------
-
-
-def here(host: str | None) -> str:
-    """Return the address to bind where nobody says one: the first that is not loopback, as Dynamo does.
-
-    "*" is all of IPv4: for both versions asyncio makes two sockets, and a free port is another one on each.
-    """
-    return "0.0.0.0" if host == "*" else host or first_address(local_addresses()) or "127.0.0.1"
-
-
-def call_home(settings: Settings, host: str | None) -> CallHome:
-    """Return where a client awaits its answers."""
-    return CallHome(
-        here(host),
-        lambda bound, port: advertised(_told(settings), bound, port) if bound in WILDCARDS else _joined(bound, port),
-        settings.tcp_max_message_size_bytes,
-    )
-
-
-def _told(settings: Settings) -> str | None:
-    """The host of what is announced for traffic; its port is another's."""
-    told = settings.advertise_address
-    return told.rpartition(":")[0] if told and ":" in told.strip("[]") and not told.endswith("]") else told
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-class _Caller(asyncio.Protocol):
-    """A connection from a client. known: a request was complete on it."""
+class _Caller(Guest):
+    """A connection from a client."""
 
     def __init__(self, server: TcpServer) -> None:
-        self._server, self._loop = server, asyncio.get_running_loop()
+        super().__init__(server)
+        self._tcp = server
         self._reader = RequestReader(server.limit_bytes)
-        self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0  # when the request began that is incomplete
-        self._kept = 0
-        self._over = self.known = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        if not self._server.admit(self):
-            self._transport.abort()
-            return
-        keep_alive(self._transport)
 
     def data_received(self, data: bytes) -> None:
         if self._over or self._transport is None or self._transport.is_closing():
@@ -120,12 +71,12 @@ class _Caller(asyncio.Protocol):
         refusal = None
         try:
             for request in self._reader.feed(data):
-                answers.append(self._server.acknowledge(request))
+                answers.append(self._tcp.acknowledge(request))
         except PayloadError as error:
             large = isinstance(error, FrameTooLargeError)
             refusal = self._server.refuse(Refusal.TOO_LARGE if large else Refusal.MALFORMED, str(error))
             if isinstance(error, FrameTooLargeError):
-                self._server.tell(refusal, error.begin)
+                self._tcp.tell(refusal, error.begin)
         if answers:
             self.known = True
             self._transport.write(b"".join(answers) if len(answers) > 1 else answers[0])
@@ -137,13 +88,12 @@ class _Caller(asyncio.Protocol):
     def _watch(self, *, begins: bool) -> Refusal | None:
         """A request that has begun has to end in time, and room; a connection without one may rest."""
         rest = self._reader.rest
-        crowded = self._server.keep(rest - self._kept)
-        self._kept = rest
+        crowded = self.keep(rest)
         if begins:
             self._since = self._loop.time()
         if rest and self._timer is None:
             self._timer = self._loop.call_later(FRAME_SECONDS, self._ring)
-        if crowded and rest > SMALL_BYTES:
+        if crowded:
             return self._server.refuse(Refusal.BUSY, "incomplete requests take all the memory they may")
         return None
 
@@ -161,110 +111,28 @@ class _Caller(asyncio.Protocol):
 
     def _end(self, transport: asyncio.Transport, refusal: Refusal) -> None:
         """Say why, and wait a little for the peer to have read it."""
-        self._over = True
-        self._release()
         self._reader = RequestReader(0)  # what it kept goes
         transport.write(encode_ack(refusal.text))
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(LINGER_SECONDS, self.abort)
-        transport.resume_reading()
-        transport.write_eof()
-
-    def _release(self) -> None:
-        self._server.keep(-self._kept)
-        self._kept = 0
-
-    @property
-    def transport(self) -> asyncio.Transport | None:
-        return self._transport
-
-    @property
-    def resting(self) -> bool:
-        """Whether nothing is incomplete on it."""
-        return not self._kept
-
-    def pause_writing(self) -> None:
-        """The client does not read its acknowledgements: it is not read either."""
-        if self._transport is not None and not self._over:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._release()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._server.release(self)
+        self._linger(transport)
 
 
-class TcpServer(PlaneServer):
+class TcpServer(ListeningServer):
     """Serves endpoints over tcp, at DYN_TCP_RPC_HOST and DYN_TCP_RPC_PORT."""
 
     plane = Plane.TCP
+    kept_requests = 4
 
     @property
-    def limit_bytes(self) -> int:
-        """Of a request."""
-        return self.settings.tcp_max_message_size_bytes
+    def _place(self) -> tuple[str | None, int]:
+        return self.settings.tcp_rpc_host, self.settings.tcp_rpc_port
 
-    async def _listen(self) -> None:
-        host, port = here(self.settings.tcp_rpc_host), self.settings.tcp_rpc_port
-        self._callers: dict[_Caller, None] = {}  # the oldest first
-        self._left = asyncio.Event()
-        self._kept = 0
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                lambda: _Caller(self), host, port, backlog=1_024
-            )
-        except (OSError, ValueError) as error:  # ValueError: a name that no look-up takes
-            raise ServeError(
-                f"the tcp plane cannot listen at {host}:{port}: {error}; set DYN_TCP_RPC_HOST and DYN_TCP_RPC_PORT "
-                "(0 takes a free port)"
-            ) from error
-        bound, port = self._server.sockets[0].getsockname()[:2]
-        try:
-            self._address = advertised(_told(self.settings), host, port) if host in WILDCARDS else _joined(bound, port)
-        except BackendError:
-            self._server.close()
-            raise
-
-    def _open_files(self) -> Iterable[int]:
-        return descriptors([self._server, *(caller.transport for caller in self._callers)])
-
-    async def _close(self) -> None:
-        await refuse(self._server)
-        for caller in list(self._callers):
-            caller.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                while self._callers:
-                    self._left.clear()
-                    await self._left.wait()
-        for caller in list(self._callers):  # who does not read what was said last
-            caller.abort()
-        await self._server.wait_closed()
-
-    @property
-    def address(self) -> str:
-        """host:port, as others reach it."""
-        return self._address
+    def _guest(self) -> _Caller:
+        return _Caller(self)
 
     def instances(self) -> Iterable[Instance]:
         middle = "" if self.settings.wire == "0.7" else f"{self.instance_id:x}/"
         for name in self.endpoints:
-            yield Instance(*name, self.instance_id, (KIND, f"{self._address}/{middle}{name.endpoint}"))
+            yield Instance(*name, self.instance_id, (KIND, f"{self.address}/{middle}{name.endpoint}"))
 
     def acknowledge(self, request: TcpRequest) -> bytes:
         """Take a request; what its sender gets."""
@@ -279,42 +147,6 @@ class TcpServer(PlaneServer):
             return ACCEPTED
         self.tell(refusal, request.payload)
         return encode_ack(f"{refusal.text}: {request.path}" if refusal is Refusal.UNKNOWN_ENDPOINT else refusal.text)
-
-    def keep(self, more_bytes: int) -> bool:
-        """Count what is kept of incomplete requests. Whether that is too much."""
-        self._kept += more_bytes
-        return more_bytes > 0 and self._kept > max(KEPT_LIMIT_BYTES, 4 * self.limit_bytes)
-
-    @property
-    def kept_bytes(self) -> int:
-        """What is kept of incomplete requests."""
-        return self._kept
-
-    def admit(self, caller: _Caller) -> bool:
-        """Whether there is room for another connection: where there is none, the oldest that rests is ended for it,
-        first of those that never had a request."""
-        if len(self._callers) >= CONNECTIONS_LIMIT:
-            self.note(IntakeRefusal.BUSY, f"{CONNECTIONS_LIMIT} connections are there already")
-            oldest = self._oldest()
-            if oldest is None:
-                return False
-            self.release(oldest)
-            oldest.abort()
-        self._callers[caller] = None
-        self.connections.set(len(self._callers))
-        return True
-
-    def _oldest(self) -> _Caller | None:
-        resting = (each for each in self._callers if each.resting)
-        first = next((each for each in self._callers if each.resting and not each.known), None)
-        return first or next(resting, None)
-
-    def release(self, caller: _Caller) -> None:
-        """A connection ended."""
-        if caller in self._callers:
-            del self._callers[caller]
-            self._left.set()
-            self.connections.set(len(self._callers))
 
 
 def _traceparent(headers: bytes | None) -> str:
@@ -588,10 +420,10 @@ class _Pool:
         return len(self._lines)
 
 
-class TcpClient(PlaneClient):
+class TcpClient(ConnectingClient[_Target, _Pool]):
     """Calls over tcp."""
 
-    plane = Plane.TCP
+    plane, kind = Plane.TCP, KIND
 
     def __init__(
         self, registry: Registry, *, silence_seconds: float = SILENCE_SECONDS, actor_name: str | None = None
@@ -599,62 +431,34 @@ class TcpClient(PlaneClient):
         settings = registry.settings
         super().__init__(
             registry,
-            call_home(settings, settings.tcp_rpc_host),
+            host=settings.tcp_rpc_host,
             request_timeout_seconds=settings.tcp_request_timeout_seconds,
             silence_seconds=silence_seconds,
             actor_name=actor_name,
         )
-        self._pools: dict[tuple[str, int], _Pool] = {}
 
-    def _push(self, call: Call, payload: bytes, traceparent: str) -> None:
-        kind, place = call.instance.transport
-        try:
-            if kind != KIND:
-                raise ValueError(f"it is reached over {kind!r}, and this client speaks tcp")
-            target = read_target(place)
-        except ValueError as error:
-            call.fail(RpcUnreachableError(call.endpoint, str(error), instance=call.where))
-            return
-        if len(payload) > self.settings.tcp_max_message_size_bytes:
-            reason = f"{Refusal.TOO_LARGE.text}: it has {len(payload)} bytes (DYN_TCP_MAX_MESSAGE_SIZE)"
-            call.fail(RpcRefusedError(call.endpoint, reason, instance=call.where))
-            return
-        headers = _encode_headers(target.path, traceparent) if target.headers else None
-        self._pool(target).send(call, encode_request(TcpRequest(target.path, headers, payload)))
+    def _target(self, place: str) -> _Target:
+        return read_target(place)
 
-    async def probe(self, instance: Instance) -> bool:
-        try:
-            target = read_target(instance.transport[1])
-        except ValueError:
-            return False
-        path = f"{target.path.rpartition('/')[0]}/{NOBODY}" if target.headers else NOBODY
-        headers = _encode_headers(path, "") if target.headers else None
-        message = encode_request(TcpRequest(path, headers, encode_two_part(b"", b"")))
-        return await answers(target.host, target.port, message, self.settings.tcp_connect_timeout_seconds)
-
-    def _pool(self, target: _Target) -> _Pool:
-        key = target.host, target.port
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = _Pool(self.settings, *key, self._forget)
-        return pool
+    def _new_pool(self, key: tuple[str, int]) -> _Pool:
+        return _Pool(self.settings, *key, self._forget)
 
     def _forget(self, pool: _Pool) -> None:
         if self._pools.get(pool.key) is pool:
             del self._pools[pool.key]
 
-    def _open_files(self) -> Iterable[int]:
-        return descriptors([line.transport for pool in self._pools.values() for line in pool.lines])
+    def _send(self, pool: _Pool, call: Call, target: _Target, payload: bytes, traceparent: str) -> None:
+        headers = _encode_headers(target.path, traceparent) if target.headers else None
+        pool.send(call, encode_request(TcpRequest(target.path, headers, payload)))
 
-    def _go_on_in_child(self) -> None:
-        super()._go_on_in_child()
-        self._pools = {}
+    def _greeting(self, target: _Target) -> bytes:
+        path = f"{target.path.rpartition('/')[0]}/{NOBODY}" if target.headers else NOBODY
+        headers = _encode_headers(path, "") if target.headers else None
+        return encode_request(TcpRequest(path, headers, encode_two_part(b"", b"")))
 
-    async def _close(self) -> None:
-        ending = [task for pool in self._pools.values() for task in pool.close()]
-        self._pools.clear()
-        if ending:
-            await asyncio.wait(ending)
+    @property
+    def probe_seconds(self) -> float:
+        return self.settings.tcp_connect_timeout_seconds
 
 
 def _encode_headers(path: str, traceparent: str) -> bytes:

@@ -17,8 +17,7 @@ import rkmetrics as rk
 from rkmetrics.catalogue.planes import CallOutcome, InstanceState, IntakeRefusal, Plane, RpcIntake
 from rkmetrics.errors import BackendError, RpcError, RpcRefusedError, RpcUnreachableError, ServeError
 from rkmetrics.kv.aggregator import KvMetricsAggregator
-from rkmetrics.planes import http as http_module
-from rkmetrics.planes import tracing
+from rkmetrics.planes import listening, tracing
 from rkmetrics.planes.base import EndpointName, Instance, InstanceListener, InstanceSource
 from rkmetrics.planes.http import HttpServer
 from rkmetrics.planes.instances import BAD_SAID, _Keys
@@ -109,7 +108,7 @@ async def test_an_http_server_whose_address_is_nobodys_keeps_no_port(monkeypatch
     def nowhere(*_: Any) -> str:
         raise BackendError("address", "", "one")
 
-    monkeypatch.setattr(http_module, "advertised", nowhere)
+    monkeypatch.setattr(listening, "reachable", nowhere)
     server = HttpServer(registry(http_rpc_host="0.0.0.0"), instance_id=1)
     server.endpoint("backend.generate", echo)
     with pytest.raises(BackendError):

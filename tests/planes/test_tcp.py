@@ -21,7 +21,7 @@ from rkmetrics.errors import (
     ServeError,
     SettingsError,
 )
-from rkmetrics.planes import callhome, serving, tcp
+from rkmetrics.planes import callhome, listening, serving, tcp
 from rkmetrics.planes.base import Instance, RpcContext
 from rkmetrics.planes.frame import TcpRequest, encode_request, encode_two_part
 from rkmetrics.planes.tcp import TcpClient, TcpServer
@@ -232,7 +232,7 @@ async def test_what_can_be_no_request_ends_the_connection_after_what_came_before
 
 async def test_who_goes_on_sending_what_is_too_large_still_reads_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing at once, with bytes unread, would make TCP take the answer back; waiting for ever would be another."""
-    monkeypatch.setattr(tcp, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(listening, "LINGER_SECONDS", 0.2)
     async with Serving(settings={"tcp_max_message_size_bytes": 100_000}) as serving:
         async with awaiting(serving.server.address) as caller:
             caller.writer.write(pack(">H4sI", 4, b"echo", 100_001))
@@ -312,14 +312,14 @@ async def over(caller: Caller) -> None:
 
 
 async def _callers(serving: Serving, count: int) -> list[Any]:
-    await until(lambda: len(serving.server._callers) == count)
-    return list(serving.server._callers)
+    await until(lambda: len(serving.server._guests) == count)
+    return list(serving.server._guests)
 
 
 async def test_when_there_are_too_many_connections_the_oldest_without_a_request_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tcp, "CONNECTIONS_LIMIT", 3)
+    monkeypatch.setattr(TcpServer, "connections_limit", 3)
     async with Serving() as serving:
         async with awaiting(serving.server.address) as honest:
             honest.send(PATH, honest.payload(), b"{}")
@@ -338,7 +338,7 @@ async def test_when_there_are_too_many_connections_the_oldest_without_a_request_
 
 
 async def test_incomplete_requests_together_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "KEPT_LIMIT_BYTES", 400_000)
+    monkeypatch.setattr(TcpServer, "kept_limit_bytes", 400_000)
     async with Serving(settings={"tcp_max_message_size_bytes": 100_000}) as serving:
         callers = [await asyncio.open_connection(*serving.server.address.split(":")) for _ in range(8)]
         for _, writer in callers:
