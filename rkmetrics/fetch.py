@@ -23,17 +23,8 @@ from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 from rkmetrics.errors import FetchError
-from rkmetrics.http_answer import (
-    BODY_LIMIT_BYTES,
-    END,
-    TOKEN,
-    VALUE,
-    Answer,
-    AnswerParser,
-    Headers,
-    Reason,
-    Refused,
-)
+from rkmetrics.http_answer import BODY_LIMIT_BYTES, Answer, AnswerParser, Headers, Reason, Refused
+from rkmetrics.http_body import END, TOKEN, VALUE
 
 __all__ = ["Channel", "Connection", "Endpoint", "Failure", "get", "request_head", "send"]
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
+from rkmetrics.http_body import END, FIELD, FIELDS, LENGTH_DIGITS, VALUE, BodyParser
+
 __all__ = [
     "BODY_LIMIT_BYTES",
     "HEAD_LIMIT_BYTES",
@@ -31,19 +33,10 @@ BODY_LIMIT_BYTES = 65_536
 HEADERS_LIMIT = 100
 INTERIM_LIMIT = 4  # answers of 1xx before the one that counts
 CHUNKS_LIMIT = 4_096  # each costs us a step, however small it is
-CHUNK_LINE_LIMIT_BYTES = 256
-LENGTH_DIGITS = 18
 
-END = b"\r\n\r\n"
 BEGINNING = b"HTTP/1."
-TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110, 5.6.2
-VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
-FIELD = re.compile(rb"(" + TOKEN + rb"):(" + VALUE + rb")\r\n")  # RFC 9112, 5; no folding (5.2)
-FIELDS = rb"((?:" + TOKEN + rb":" + VALUE + rb"\r\n)*)\r\n"
 # RFC 9112, 4. The space after the code is left out by some who send no phrase.
 HEAD = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: " + VALUE + rb")?\r\n" + FIELDS)
-TRAILERS = re.compile(FIELDS)
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;" + VALUE + rb")?")  # RFC 9112, 7.1; extensions mean nothing to us
 
 
 class Reason(StrEnum):
@@ -150,41 +143,27 @@ def _closes(connection: Iterable[bytes]) -> bool:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-class AnswerParser:
+class AnswerParser(BodyParser[Answer]):
     """Bytes in, an answer out, however the bytes are cut. Pure; one answer after the other, with `reset` in between.
 
     limit_bytes: of the body. After Refused, and after an answer that is not keep_alive, there is nothing more to read.
     """
 
-    __slots__ = (
-        "_at",
-        "_body",
-        "_chunk_end",
-        "_chunks",
-        "_data",
-        "_head",
-        "_interim",
-        "_known",
-        "_limit",
-        "_size",
-        "_step",
-        "begun",
-    )
+    __slots__ = ("_head", "_interim", "_known", "begun")
 
-    chunks_limit = CHUNKS_LIMIT
+    chunks_limit, head_limit_bytes = CHUNKS_LIMIT, HEAD_LIMIT_BYTES
 
     def __init__(self, limit_bytes: int = BODY_LIMIT_BYTES) -> None:
-        self._limit = limit_bytes
+        super().__init__(limit_bytes, AnswerParser._read_head)
         self._known: tuple[bytes, Head | None] = (b"", None)  # the last head: polls of one place mostly get it again
         self.reset()
 
     def reset(self) -> None:
         """Begin with the next answer."""
-        self._data, self._at = b"", 0  # what is not read yet begins at _at
+        self._data, self._at = b"", 0
         self._head: Head | None = None
-        self._body: list[bytes] = []
-        self._size = self._chunks = self._chunk_end = self._interim = 0  # _chunk_end: a _size
-        self._step: Callable[[AnswerParser], Answer | bool] = AnswerParser._read_head
+        self._begin_body(AnswerParser._read_head)
+        self._interim = 0
         self.begun = False
 
     @property
@@ -207,10 +186,8 @@ class AnswerParser:
     def finish(self) -> Answer:
         """The connection has ended: return the answer if that is its end. Raises Refused."""
         if self._head is not None and self._head.framing is Framing.UNTIL_CLOSE:
-            return self._answer()
+            return self._whole()
         raise Refused(Reason.CLOSED, "the connection ended before the answer did")
-
-    # Steps: an answer; True when there is another step to take; False when more bytes are needed.
 
     def _read_head(self) -> Answer | bool:
         data, at = self._data, self._at
@@ -226,13 +203,6 @@ class AnswerParser:
         self._head, self._step = head, _STEPS[head.framing]
         return True
 
-    def _block_end(self, mark: bytes, at: int, limit: int, what: str) -> int:
-        """Where the block that ends with the mark ends, -1 if not yet. Refuses one that is, or gets, too large."""
-        end = self._data.find(mark, at)
-        if (end + len(mark) if end >= 0 else len(self._data)) - at > limit:
-            raise Refused(Reason.TOO_LARGE, f"{what} of more than {limit} bytes")
-        return end + len(mark) if end >= 0 else -1
-
     def _parsed(self, data: bytes) -> Head:
         known, head = self._known
         if head is None or data != known:
@@ -247,7 +217,7 @@ class AnswerParser:
         return True
 
     def _read_nothing(self) -> Answer | bool:
-        return self._answer()
+        return self._whole()
 
     def _read_sized(self) -> Answer | bool:
         assert self._head is not None
@@ -255,71 +225,20 @@ class AnswerParser:
         if length > self._limit:
             raise Refused(Reason.TOO_LARGE, f"a body of more than {self._limit} bytes")
         self._take(length - self._size)
-        return self._answer() if self._size == length else False
+        return self._whole() if self._size == length else False
 
     def _read_until_close(self) -> Answer | bool:
         self._admit(len(self._data) - self._at)
         self._take(len(self._data) - self._at)
         return False
 
-    def _read_chunk_line(self) -> Answer | bool:
-        at = self._at
-        end = self._block_end(b"\r\n", at, CHUNK_LINE_LIMIT_BYTES, "the line of a chunk")
-        if end < 0:
-            return False
-        found = CHUNK.fullmatch(self._data, at, end - 2)
-        if found is None:
-            raise Refused(Reason.MALFORMED, "not the line of a chunk")
-        self._at, self._chunks = end, self._chunks + 1
-        size = int(found[1], 16)
-        self._admit(size)
-        if self._chunks > self.chunks_limit:
-            raise Refused(Reason.TOO_LARGE, f"more than {self.chunks_limit} chunks")
-        self._chunk_end = self._size + size
-        self._step = AnswerParser._read_chunk if size else AnswerParser._read_trailers
-        return True
+    def _malformed(self, detail: str) -> Refused:
+        return Refused(Reason.MALFORMED, detail)
 
-    def _read_chunk(self) -> Answer | bool:
-        self._take(self._chunk_end - self._size)
-        if self._size == self._chunk_end:
-            self._step = AnswerParser._read_chunk_end
-            return True
-        return False
+    def _too_large(self, detail: str, *, body: bool) -> Refused:
+        return Refused(Reason.TOO_LARGE, detail)
 
-    def _read_chunk_end(self) -> Answer | bool:
-        end = self._data[self._at : self._at + 2]
-        if not b"\r\n".startswith(end):
-            raise Refused(Reason.MALFORMED, "a chunk is longer than it says")
-        if len(end) < 2:
-            return False
-        self._at += 2
-        self._step = AnswerParser._read_chunk_line
-        return True
-
-    def _read_trailers(self) -> Answer | bool:
-        """Trailers mean nothing to us, and are to be well formed all the same."""
-        at = self._at
-        empty = self._data.startswith(b"\r\n", at)
-        end = at + 2 if empty else self._block_end(END, at, HEAD_LIMIT_BYTES, "trailers")
-        if end < 0:
-            return False
-        if not TRAILERS.fullmatch(self._data, at, end):
-            raise Refused(Reason.MALFORMED, "trailers that are no headers")
-        self._at = end
-        return self._answer()
-
-    def _admit(self, size: int) -> None:
-        if self._size + size > self._limit:
-            raise Refused(Reason.TOO_LARGE, f"a body of more than {self._limit} bytes")
-
-    def _take(self, size: int) -> None:
-        """Move up to so many bytes to the body."""
-        piece = self._data[self._at : self._at + size]
-        self._at += len(piece)
-        self._size += len(piece)
-        self._body.append(piece)
-
-    def _answer(self) -> Answer:
+    def _whole(self) -> Answer:
         head = self._head
         assert head is not None
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)

@@ -254,8 +254,8 @@ def source(
 
 
 HOW_TO_FIND = (
-    "one of the three ways to know who serves: instances=['host:port', ...], ETCD_ENDPOINTS=http://etcd:2379, or "
-    "RKMETRICS_LOAD_BALANCERS=http://balancer:8080"
+    "one of the three ways to know who serves: instances=['host:port', ...] (--instances), "
+    "ETCD_ENDPOINTS=http://etcd:2379, or RKMETRICS_LOAD_BALANCERS=http://balancer:8080"
 )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
-from rkmetrics.http_answer import CHUNK, END, FIELD, FIELDS, HEADERS_LIMIT, LENGTH_DIGITS, TOKEN, TRAILERS
+from rkmetrics.http_answer import HEADERS_LIMIT
+from rkmetrics.http_body import END, FIELD, FIELDS, LENGTH_DIGITS, TOKEN, BodyParser
 from rkmetrics.planes.http_base import Intake, Reply, Request, Speaker, path_of
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
 HEAD_LIMIT_BYTES = 64 * 1024
 #: What a head that was read takes.
 HEAD_BYTES = 512
-CHUNK_LINE_LIMIT_BYTES = 256
 #: Each chunk costs a step, however small it is; hyper, Dynamo's client, sends 8 KiB or more in one.
 CHUNKS_LIMIT = 65_536
 
@@ -115,37 +115,24 @@ def _length(special: Mapping[bytes, list[bytes]], *, modern: bool) -> int:
     return int(lengths[0])
 
 
-class RequestParser:
+class RequestParser(BodyParser[Request]):
     """Bytes in, requests out, however the bytes are cut: `feed`, then `next` until that is None.
 
     limit_bytes: of a body. continues: a client waits to be told that its body may come; whoever tells it clears that.
     """
 
-    __slots__ = (
-        "_at",
-        "_body",
-        "_chunk_end",
-        "_chunks",
-        "_data",
-        "_head",
-        "_known",
-        "_limit",
-        "_size",
-        "_step",
-        "continues",
-    )
+    __slots__ = ("_head", "_known", "continues")
+
+    chunks_limit, head_limit_bytes = CHUNKS_LIMIT, HEAD_LIMIT_BYTES
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit = limit_bytes
-        self._data, self._at = b"", 0  # what is not read yet begins at _at
+        super().__init__(limit_bytes, RequestParser._read_head)
         self._known: tuple[bytes, _Head | None] = (b"", None)  # the last head: a client mostly sends the same again
         self._begin()
 
     def _begin(self) -> None:
         self._head: _Head | None = None
-        self._body: list[bytes] = []
-        self._size = self._chunks = self._chunk_end = 0  # _chunk_end: a _size
-        self._step: Callable[[RequestParser], Request | bool] = RequestParser._read_head
+        self._begin_body(RequestParser._read_head)
         self.continues = False
 
     @property
@@ -173,8 +160,6 @@ class RequestParser:
                 self._begin()
                 return found
 
-    # Steps: a request; True when there is another step to take; False when more bytes are needed.
-
     def _read_head(self) -> Request | bool:
         data, at = self._data, self._at
         if at == len(data):
@@ -195,13 +180,6 @@ class RequestParser:
         self._step = RequestParser._read_chunk_line if head.length < 0 else RequestParser._read_sized
         return True
 
-    def _block_end(self, mark: bytes, at: int, limit: int, what: str) -> int:
-        """Where the block that ends with the mark ends, -1 if not yet. Refuses one that is, or gets, too large."""
-        end = self._data.find(mark, at, at + limit)
-        if end < 0 and len(self._data) - at >= limit:
-            raise BadRequestError(431, f"{what} of more than {limit} bytes")
-        return end + len(mark) if end >= 0 else -1
-
     def _parsed(self, data: bytes) -> _Head:
         known, head = self._known
         if head is None or data != known:
@@ -212,63 +190,21 @@ class RequestParser:
     def _read_sized(self) -> Request | bool:
         assert self._head is not None
         self._take(self._head.length - self._size)
-        return self._request() if self._size == self._head.length else False
+        return self._whole() if self._size == self._head.length else False
 
-    def _read_chunk_line(self) -> Request | bool:
-        at = self._at
-        end = self._block_end(b"\r\n", at, CHUNK_LINE_LIMIT_BYTES, "the line of a chunk")
-        if end < 0:
-            return False
-        found = CHUNK.fullmatch(self._data, at, end - 2)
-        if found is None:
-            raise BadRequestError(400, "not the line of a chunk")
-        self._at, self._chunks = end, self._chunks + 1
-        size = int(found[1], 16)
-        if self._size + size > self._limit or self._chunks > CHUNKS_LIMIT:
-            raise BadRequestError(413, f"a body of more than {self._limit} bytes, or {CHUNKS_LIMIT} chunks")
-        self._chunk_end = self._size + size
-        self._step = RequestParser._read_chunk if size else RequestParser._read_trailers
-        return True
+    def _malformed(self, detail: str) -> BadRequestError:
+        return BadRequestError(400, detail)
 
-    def _read_chunk(self) -> Request | bool:
-        self._take(self._chunk_end - self._size)
-        if self._size < self._chunk_end:
-            return False
-        self._step = RequestParser._read_chunk_end
-        return True
-
-    def _read_chunk_end(self) -> Request | bool:
-        end = self._data[self._at : self._at + 2]
-        if not b"\r\n".startswith(end):
-            raise BadRequestError(400, "a chunk is longer than it says")
-        if len(end) < 2:
-            return False
-        self._at += 2
-        self._step = RequestParser._read_chunk_line
-        return True
-
-    def _read_trailers(self) -> Request | bool:
-        """Trailers mean nothing to us, and are to be well formed all the same."""
-        at = self._at
-        empty = self._data.startswith(b"\r\n", at)
-        end = at + 2 if empty else self._block_end(END, at, HEAD_LIMIT_BYTES, "trailers")
-        if end < 0:
-            return False
-        if not TRAILERS.fullmatch(self._data, at, end):
-            raise BadRequestError(400, "trailers that are no headers")
-        self._at = end
-        return self._request()
+    def _too_large(self, detail: str, *, body: bool) -> BadRequestError:
+        return BadRequestError(413 if body else 431, detail)
 
     def _take(self, size: int) -> None:
-        """Move up to so many bytes to the body."""
-        piece = self._data[self._at : self._at + size]
-        if piece:
-            self._at += len(piece)
-            self._size += len(piece)
-            self._body.append(piece)
+        before = self._size
+        super()._take(size)
+        if self._size > before:
             self.continues = False
 
-    def _request(self) -> Request:
+    def _whole(self) -> Request:
         assert self._head is not None
         return self._head.request(b"".join(self._body))
 

@@ -165,7 +165,7 @@ def _read_place(text: str) -> tuple[str, str, int, str]:
     subject = SUBJECT.fullmatch(text)
     if subject is not None:
         return "nats_tcp", text, int(subject["id"], 16), subject["endpoint"]
-    kind, rest = ("http", text.partition("://")[2]) if text.startswith(("http://", "https://")) else ("tcp", text)
+    kind, rest = ("http", text.removeprefix("http://")) if text.startswith("http://") else ("tcp", text)
     address, slash, path = rest.partition("/")
     parts = path.split("/") if slash else []
     host, _, port = address.rpartition(":")

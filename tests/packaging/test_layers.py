@@ -37,6 +37,7 @@ RINGS: Mapping[str, int] = {
     "rkmetrics.health": CORE,
     "rkmetrics.lifetime": CORE,
     "rkmetrics.http_answer": CODEC,
+    "rkmetrics.http_body": CODEC,
     "rkmetrics.kv.events": CODEC,
     "rkmetrics.kv.hashing": CODEC,
     "rkmetrics.kv.wire": CODEC,

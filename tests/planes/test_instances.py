@@ -114,7 +114,8 @@ def test_endpoints_of_one_address_have_one_id() -> None:
     [
         "", "host", "host:", ":1", "host:0", "host:65536", "host:x", "0.0.0.0:80", "[::]:80", "*:80", "host:1/",
         "host:1//generate", "host:1/xyz/generate", "host:1/1/2/generate", "http://host:1", "http://host/generate",
-        "http://0.0.0.0:80/generate", "host:1/gen\nerate", "höst:1/generate", "host:¹/generate",
+        "http://0.0.0.0:80/generate", "https://host:1/v1/rpc/generate",
+        "host:1/gen\nerate", "höst:1/generate", "host:¹/generate",
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_what_is(told: str) -> None:
