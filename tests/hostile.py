@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from rkmetrics.planes.callhome import refuse
+from tests.waiting import until
 
 __all__ = ["BEHAVIOURS", "Behave", "Peer", "answering", "response", "serving", "until"]
 
@@ -71,13 +72,6 @@ async def serving(behave: Behave, **options: Any) -> AsyncIterator[Peer]:
         await refuse(server)  # what is being accepted is ended by `cut` as well
         await peer.cut()
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so; the test's own limit ends what never is."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of it
-            await asyncio.sleep(0.005)
 
 
 def response(status: str, body: bytes = b"", *headers: bytes) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,15 +17,10 @@ from http.client import HTTPConnection
 from statistics import median
 
 from tests.services.discovery_fleet import TOKEN, BalancerProcess, Fleet, fetch, up, wait
+from tests.waiting import free_port
 
 BACKENDS = 10
 FIGURES = {"RKMETRICS_HEALTH_CHECK_INTERVAL": "5s", "RKMETRICS_HEALTH_CHECK_TIMEOUT": "2s"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Watch:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,35 +12,12 @@ from rkmetrics.planes import client_class, server_class
 from rkmetrics.planes.base import Handler, Instance, RpcResponse
 from rkmetrics.planes.calling import PlaneClient
 from rkmetrics.planes.serving import PlaneServer
+from tests.waiting import counted, free_port, until
 
 __all__ = ["Peers", "counted", "free_port", "peers_of", "until"]
 
 #: What a server takes; all else that `serve` is given is a handler.
 OPTIONS = {"instance_id", "lister", "served", "requests_limit", "homes_allowed"}
-
-
-async def until(reached: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    async with asyncio.timeout(60):  # for bugs only
-        while not reached():  # noqa: ASYNC110 - what is waited for knows nothing of it
-            await asyncio.sleep(0.002)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def counted(registry: rk.Registry, name: str, **labels: str) -> float:
-    """The sum of a metric's series with such labels; of a histogram its number of observations."""
-    found = 0.0
-    family: Any
-    for family in registry.collect({name}):
-        for series in family.series():
-            if labels.items() <= dict(series.labels).items():
-                found += series.value if isinstance(series.value, float) else series.value.count
-    return found
 
 
 def outcomes(registry: rk.Registry, name: str) -> dict[str, int]:

@@ -9,17 +9,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-# The runtime's log goes to stderr, and whatever else prints too: stdout is for answers.
-ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)
-
+talk: Any = import_module("dynamo_loop")  # beside this script
 llm: Any = import_module("dynamo.llm")
 runtime: Any = import_module("dynamo.runtime")
 
@@ -194,20 +190,5 @@ def _scores(found: Any) -> list[list[int]]:
     return sorted([*key, score] if isinstance(key, tuple) else [key, 0, score] for key, score in found.scores.items())
 
 
-async def main() -> None:
-    peer = Peer()
-    reader = asyncio.StreamReader(limit=1 << 24)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := await reader.readline():
-        asked: dict[str, Any] = json.loads(line)
-        do: Callable[..., Awaitable[Any]] = getattr(peer, asked.pop("do"))
-        try:
-            answer: dict[str, Any] = {"ok": await do(**asked)}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        ANSWERS.write(json.dumps(answer) + "\n")
-    os._exit(0)  # the runtime's own threads need not end in order
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(talk.answer(Peer()))

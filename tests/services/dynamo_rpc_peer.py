@@ -8,20 +8,15 @@ ETCD_ENDPOINTS, NATS_SERVER, DYN_TCP_RPC_* and DYN_HTTP_RPC_* are of the environ
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-# The runtime's log goes to stderr, and whatever else prints too: stdout is for answers.
-ANSWERS = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)
-
-handlers: Any = import_module("dynamo_handlers")  # beside this script
+talk: Any = import_module("dynamo_loop")  # beside this script, as are the handlers
+handlers: Any = import_module("dynamo_handlers")
 llm: Any = import_module("dynamo.llm")
 runtime: Any = import_module("dynamo.runtime")
 
@@ -222,20 +217,5 @@ class Peer:
         self._tasks.append(asyncio.ensure_future(llm.run_input(self._runtime, "http", engine)))
 
 
-async def main() -> None:
-    peer = Peer()
-    reader = asyncio.StreamReader(limit=1 << 26)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := await reader.readline():
-        asked: dict[str, Any] = json.loads(line)
-        do: Callable[..., Awaitable[Any]] = getattr(peer, asked.pop("do"))
-        try:
-            answer: dict[str, Any] = {"ok": await do(**asked)}
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        ANSWERS.write(json.dumps(answer) + "\n")
-    os._exit(0)  # the runtime's own threads need not end in order
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(talk.answer(Peer()))

@@ -20,6 +20,7 @@ import pytest
 import rkmetrics as rk
 from rkmetrics.kv.events import stream_name
 from tests.services.nats_server import NatsServer
+from tests.waiting import counted, until
 
 __all__ = [
     "LINES",
@@ -91,22 +92,6 @@ async def tap(server: NatsServer, *subjects: str) -> AsyncGenerator[Tap]:
         yield made
     finally:
         await client.close()
-
-
-async def until(reached: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):  # for bugs only
-        while not reached():  # noqa: ASYNC110 - numbers that others keep
-            await asyncio.sleep(0.005)
-
-
-def counted(registry: rk.Registry, name: str, **labels: str) -> float:
-    found = [
-        series.value
-        for family in registry.collect({name})
-        for series in family.series()  # type: ignore[union-attr]
-        if labels.items() <= dict(series.labels).items()
-    ]
-    return float(sum(value for value in found if isinstance(value, float)))
 
 
 def space(registry: rk.Registry) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,16 +14,12 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-__all__ = ["NatsServer"]
+from tests.waiting import free_port
+
+__all__ = ["NatsServer", "free_port"]
 
 # For bugs only: a server is up within a second.
 PATIENCE_SECONDS = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NatsServer:
