@@ -1,4 +1,4 @@
-"""Builds everything from settings, starts it and stops it in order; beside `cli.py` the only place that composes.
+"""Builds everything from settings, starts it and stops it in order; beside `rpc.py` the only place that composes.
 
     up    health `starting` -> server -> push -> demo -> announcing -> health `ok`
     down  health `draining` -> balancers have heard of it -> unlisted everywhere -> demo ends -> NATS has the last KV

@@ -4,8 +4,7 @@ The child's copies of sockets are the parent's connections: while the child live
 peers never see an end; what the child reads of them the parent misses. These objects live in the user's own event loop,
 which does not run in the child, so there is nothing to stop there: `go_on_in_child` is called at once, puts nothing in
 the place of each descriptor, and leaves an object as if it had never been started. The child may start it in a loop of
-its own; a server is then another process with the same id, which is for its
-user to know.
+its own; a server is then another process with the same id, which is for its user to know.
 """
 
 from __future__ import annotations

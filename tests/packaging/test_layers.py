@@ -58,6 +58,7 @@ RINGS: Mapping[str, int] = {
     "rkmetrics.rpc": ROOT,
     "rkmetrics.cli_rpc": ROOT,
     "rkmetrics.cli": ROOT,
+    "rkmetrics.commands": ROOT,
     "rkmetrics.__main__": ROOT,
 }
 
